@@ -3,7 +3,13 @@
 import pytest
 import torch
 from test_training_loop import composed
+from torch._dynamo.testing import CompileCounter
 
+from longfire.data.batch import Batch
+from longfire.initialise import build
+from longfire.loss import loss_sum
+from longfire.ops import bf16
+from longfire.ops.documents import Documents
 from longfire.training import compiling
 from longfire.training.compiling import compile_decision, eager_rate, sample_of
 
@@ -57,3 +63,31 @@ def test_a_trial_is_of_one_layer_of_each_type_and_leaves_random_numbers_alone(ti
     assert eager_rate(composed(), model) > 0
     assert torch.equal(torch.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("mixer", ["attention", "gla", "mamba2"])
+@pytest.mark.parametrize("has_documents", [False, True])
+def test_a_block_is_compiled_without_a_break_and_not_anew(
+    monkeypatch, tiny_config, mixer, has_documents
+):
+    """Also where nobody has found before whether bf16 has units, and with documents that differ from
+    batch to batch. Documents break the graph of softmax attention alone, by design."""
+    monkeypatch.setattr(bf16, "_answers", {})
+    torch._dynamo.reset()
+    model = build(tiny_config(mixer), 0, CPU, torch.bfloat16)
+    counter = CompileCounter()
+    breaks_by_design = mixer == "attention" and has_documents
+    for block in model.layers:
+        block.compile(dynamic=False, backend=counter, fullgraph=not breaks_by_design)
+    made = []
+    for number in range(3):
+        ids_BT = torch.arange(60).view(2, 30)
+        documents = None
+        if has_documents:
+            documents = Documents.from_ids(ids_BT // (5 + number))
+        rows = Batch(ids_BT, ids_BT, torch.arange(30).expand(2, 30), documents)
+        loss_sum(model, rows, 64).backward()
+        made.append(counter.frame_count)
+    assert made == [made[0]] * 3
+    if not breaks_by_design:
+        assert made[0] <= 2, "at most one for each block"

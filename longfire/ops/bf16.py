@@ -55,6 +55,8 @@ def assume(answer: bool, device_type: str = "cpu") -> None:
     _answers[device_type] = answer
 
 
+# To torch.compile a constant: a graph neither breaks here nor holds what it was found by.
+@torch.compiler.assume_constant_result
 def _found(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
