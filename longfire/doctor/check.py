@@ -16,7 +16,7 @@ from rich.text import Text
 
 from longfire.doctor.cases import all_cases
 from longfire.doctor.op_cases import DTYPES, Case, errors, tolerance
-from longfire.errors import first_line
+from longfire.errors import UserError, first_line
 from longfire.launch import cxx_compiler
 from longfire.ops.bf16 import native_bf16
 from longfire.ops.choice import choose, describe
@@ -38,7 +38,9 @@ def check(
     try:
         found = errors(case, device, dtype)
     except Exception as error:
-        # whatever a kernel raises that cannot run here is a finding, not the end of the table
+        # what a kernel raises that cannot run here is a finding, whatever its class, not the end
+        if isinstance(error, UserError):
+            raise
         return False, type(error).__name__, first_line(error, 80)
     worst = max(found, key=found.__getitem__)
     error_of_worst = found[worst]

@@ -2,9 +2,8 @@
 gradients that are added up.
 
 One process computes what it has of a sequence when the keys of another one come by
-(parallel/context_strategies), one device a chunk of its sequence after the other
-(ops/blockwise.py). Which keys are seen follows from
-positions: what nobody sees is cut off before anything is computed, and what is left is
+(parallel/context_strategies), one device a chunk after the other (ops/blockwise.py).
+Which keys are seen follows from positions: what nobody sees is cut off before, and what is left is
 
     all      every query sees every key     a call of torch's fused kernel
     causal   a square on the diagonal       another call of it
@@ -303,13 +302,11 @@ class _InBlocks(torch.autograd.Function):
 def key_blocks(
     T: int, S: int, keys: int, manner: Manner
 ) -> Iterator[tuple[slice, Iterator[Piece]]]:
-    """Where so many of S keys at a time lie in a sequence, and what of the last T queries sees
-    them."""
+    """Where so many of S keys at a time lie, and what the last T queries see of them."""
     queries = Span(S - T, S, 0)
     for start in range(0, S, keys):
         stop = min(start + keys, S)
-        seen = meetings(slice(None), queries, Span(start, stop, 0), manner)
-        yield slice(start, stop), seen
+        yield slice(start, stop), meetings(slice(None), queries, Span(start, stop, 0), manner)
 
 
 def multipliable(x: Tensor, manner: Manner) -> Tensor:
