@@ -77,6 +77,7 @@ CALLS = {
 }
 COLLECTIVES = (
     collectives.summed,
+    collectives.highest,
     collectives.gathered,
     collectives.scattered,
 )  # with the name of a group
