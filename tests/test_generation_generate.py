@@ -196,7 +196,7 @@ def test_memory_a_token_is_constant_where_the_mixer_has_a_state(any_model):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_that_are_rounded_once_give_the_same_text(dtype, any_model):
     from longfire.initialise import build
-    from longfire.ops.linear import keep_rounded
+    from longfire.ops.rounded_weights import keep_rounded
 
     low = build(any_model.config, 0, "cpu", dtype)
     before = generate(low, [1, 2], Sampling(max_new_tokens=20, temperature=1.5))

@@ -130,7 +130,7 @@ def test_what_is_named_is_there(file):
 
 def test_a_wrong_word_would_be_found():
     assert NUMBERED.findall("as in S2-46") and NUMBERED.findall("(S0x-3)")
-    assert unknown_settings("set training.step to 3") == ["training.step"]
+    assert unknown_settings("set training.stepps to 3") == ["training.stepps"]
     assert not unknown_settings("set training.steps to 3; data.json, optimizer.step()")
     assert FILE.findall("see docs/nothing.md") == ["docs/nothing.md"]
     assert COMMAND.findall("run `longfire fly`") == ["fly"]

@@ -105,8 +105,8 @@ def marker_of(rank: int) -> str:
 
 
 def facts_of(place: Path) -> Facts:
-    """state.json. Raises CheckpointError if a newer longfire wrote it, and where a key is missing or
-    of another type."""
+    """state.json. Raises CheckpointError if a newer longfire wrote it, and where a key is missing
+    or of another type."""
     file = place / STATE
     written_in = read_json(file, Format, CheckpointError, OTHER_STEP)["format"]
     if written_in > FORMAT:

@@ -1,5 +1,5 @@
-"""Whether the parts of each tensor in the files of a checkpoint make up the tensor: inside it, apart
-from each other, without a hole. Nothing is allocated for it."""
+"""Whether the parts of each tensor in the files of a checkpoint make up the tensor: inside it,
+apart from each other, without a hole. Nothing is allocated for it."""
 
 from collections.abc import Mapping
 from math import prod
@@ -54,7 +54,10 @@ def overlapping(parts: list[StoredPart]) -> tuple[StoredPart, StoredPart] | None
         return None
     if not parts[0].size:
         return parts[0], parts[1]
-    cuts = [len({part.begin[axis] for part in parts}) for axis in range(len(parts[0].size))]
+    cuts: list[int] = []
+    for axis in range(len(parts[0].size)):
+        begins = {part.begin[axis] for part in parts}
+        cuts.append(len(begins))
     axis = cuts.index(max(cuts))
     current: list[StoredPart] = []
     for part in sorted(parts, key=lambda part: part.begin[axis]):

@@ -28,7 +28,7 @@ from longfire.generation.steps import Pace
 from longfire.launch import no_color
 from longfire.messages import visible
 from longfire.mixers.cache import Cache
-from longfire.ops.linear import keep_rounded
+from longfire.ops.rounded_weights import keep_rounded
 from longfire.own_files import json_of
 
 # How a terminal shows the prompt; without colours the sign marks its end

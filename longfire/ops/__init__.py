@@ -7,8 +7,10 @@ fast form with its reference on the machine at hand.
     choice.py            decides that, by device and by what is installed
     pretending.py        a planner's fake tensors on a CUDA device that is not here
     documents.py         where documents lie in a batch of packed sequences
+    document_starts.py   where they begin in each sequence, as numbers
     bf16.py              whether a device multiplies bf16 in hardware
     linear.py            which type is computed in; products with fp32 master weights
+    rounded_weights.py   weights that are rounded once, where nothing is learned
     float8.py            products of 8-bit numbers
     norm.py              normalisations
     grouped_norm.py      Mamba-2's

@@ -27,7 +27,7 @@ from longfire.ops.attention_blocks import (
     first_seen,
     seen_between,
 )
-from longfire.ops.documents import starts_of
+from longfire.ops.document_starts import starts_of
 from longfire.ops.forms import chosen
 from longfire.ops.linear import working_dtype
 from longfire.ops.pretending import only_shapes

@@ -1,11 +1,10 @@
 """Where documents lie in a batch of packed sequences: made once a batch, read by every op."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -28,12 +27,7 @@ class Documents:
     cu_lengths_cpu: Tensor
 
     def to(self, device: torch.device | str) -> "Documents":
-        return Documents(
-            self.ids_BT.to(device),
-            self.cu_lengths.to(device),
-            self.max_length,
-            self.cu_lengths_cpu,
-        )
+        return replace(self, ids_BT=self.ids_BT.to(device), cu_lengths=self.cu_lengths.to(device))
 
     @cached_property
     def cu_lengths_int64(self) -> Tensor:
@@ -59,13 +53,6 @@ class Documents:
         cu_lengths_cpu = torch.cat([starts, starts.new_tensor([ids_BT.numel()])])
         cu_lengths = cu_lengths_cpu.int().to(ids_BT.device)
         return cls(ids_BT, cu_lengths, int(cu_lengths_cpu.diff().max()), cu_lengths_cpu)
-
-
-def starts_of(ids_BT: Tensor) -> list[list[int]]:
-    """Where the documents of each sequence begin, in its order; waits for the device once."""
-    ids_BT = ids_BT.cpu()
-    begins_BT = F.pad(ids_BT[:, 1:] != ids_BT[:, :-1], (1, 0), value=True)
-    return [begins_T.nonzero().flatten().tolist() for begins_T in begins_BT]
 
 
 def continues(documents: Documents | None) -> Tensor | None:

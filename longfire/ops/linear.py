@@ -63,11 +63,3 @@ class Linear(nn.Linear):
         if self.rounded_WD is not None and self.rounded_WD.dtype == x.dtype:
             return linear(x, self.rounded_WD, bias_W)
         return linear(x, self.weight, bias_W)
-
-
-def keep_rounded(model: nn.Module, dtype: torch.dtype) -> None:
-    """Round the weights of a model that will only generate once, and not again for every token: the
-    same results."""
-    for module in model.modules():
-        if isinstance(module, Linear) and module.weight.dtype != dtype:
-            module.rounded_WD = module.weight.detach().to(dtype)

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from longfire.ops.attention_blocks import Manner, Piece
-from longfire.ops.documents import Documents, starts_of
+from longfire.ops.document_starts import starts_of
+from longfire.ops.documents import Documents
 
 KINDS = ("contiguous", "zigzag", "balanced")
 # Segments of a process in a balanced layout. Sequences of 32k to 1M bytes of Python's library: 4

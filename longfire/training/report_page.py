@@ -21,8 +21,6 @@ from longfire.messages import visible
 from longfire.own_files import read_note
 from longfire.plural import duration
 from longfire.regular_files import refuse_link
-from longfire.training.environment import ENVIRONMENT
-from longfire.training.console import duration
 from longfire.training.environment import ENVIRONMENT, Environment
 from longfire.training.records import METRICS, records, unreadable_line
 from longfire.training.trackers import settings_of
