@@ -33,7 +33,7 @@ class Documents:
     def cu_lengths_int64(self) -> Tensor:
         """cu_lengths as fla's kernels take it: one tensor a batch, since their tables of chunks are
         kept by its identity."""
-        return self.cu_lengths.long()
+        return self.cu_lengths_cpu.to(self.cu_lengths.device)
 
     def of(self, numbers: Any) -> "Documents":
         """Those of some sequences: a slice, or their numbers."""
