@@ -14,6 +14,7 @@ from longfire.disk import write_whole
 from longfire.own_files import read_note
 
 LOSSES = "validation_losses.json"
+MOST_DIGITS = 18  # of a step
 
 
 def read_losses(folder: Path) -> dict[int, float]:
@@ -21,7 +22,7 @@ def read_losses(folder: Path) -> dict[int, float]:
     checkpoints are then those of an unknown loss)."""
     losses: dict[int, float] = {}
     for step, loss in (read_note(folder / LOSSES, dict[str, float]) or {}).items():
-        if step.isascii() and step.isdigit():
+        if step.isascii() and step.isdigit() and len(step) <= MOST_DIGITS:
             losses[int(step)] = loss
     return losses
 

@@ -59,6 +59,7 @@ def overlapping(parts: list[StoredPart]) -> tuple[StoredPart, StoredPart] | None
         begins = {part.begin[axis] for part in parts}
         cuts.append(len(begins))
     axis = cuts.index(max(cuts))
+    axis = most_cut_axis(parts)
     current: list[StoredPart] = []
     for part in sorted(parts, key=lambda part: part.begin[axis]):
         begin = part.begin[axis]
@@ -68,6 +69,15 @@ def overlapping(parts: list[StoredPart]) -> tuple[StoredPart, StoredPart] | None
                 return other, part
         current.append(part)
     return None
+
+
+def most_cut_axis(parts: list[StoredPart]) -> int:
+    """The dimension along which the parts begin at most places."""
+    cuts: list[int] = []
+    for axis in range(len(parts[0].size)):
+        begins = {part.begin[axis] for part in parts}
+        cuts.append(len(begins))
+    return cuts.index(max(cuts))
 
 
 def share_a_number(first: StoredPart, second: StoredPart) -> bool:

@@ -1,6 +1,7 @@
 """The tensors in a folder of weights. Nothing that is read can run code: safetensors, and of
 PyTorch's own files their tensors only."""
 
+import os
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -175,7 +176,7 @@ def indexed(folder: Path, index: str, suffix: str) -> list[Path]:
             raise CheckpointError(
                 f"{folder / index}: {name!r} is not the name of a {suffix} file in the same folder"
             )
-        if not (folder / name).exists():
+        if not os.path.isfile(folder / name):  # false also for a name that is too long
             raise CheckpointError(
                 f"{folder / name}: the index names it, but it is not there; copy or download it "
                 "again"
