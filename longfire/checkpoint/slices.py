@@ -54,11 +54,6 @@ def overlapping(parts: list[StoredPart]) -> tuple[StoredPart, StoredPart] | None
         return None
     if not parts[0].size:
         return parts[0], parts[1]
-    cuts: list[int] = []
-    for axis in range(len(parts[0].size)):
-        begins = {part.begin[axis] for part in parts}
-        cuts.append(len(begins))
-    axis = cuts.index(max(cuts))
     axis = most_cut_axis(parts)
     current: list[StoredPart] = []
     for part in sorted(parts, key=lambda part: part.begin[axis]):
