@@ -131,9 +131,8 @@ def write_index(folder: Path, weight_map) -> None:
 )
 def test_an_index_cannot_lead_out_of_its_folder(model, folder, name):
     write_index(folder, {"model.norm.weight": name})
-    with pytest.raises(
-        CheckpointError, match="not the name of a .safetensors file in the same folder"
-    ):
+    message = "not the name of a .safetensors file in the same folder|must be text, not 7"
+    with pytest.raises(CheckpointError, match=message):
         load_weights(folder, model.config)
 
 
