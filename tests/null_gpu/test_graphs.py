@@ -95,7 +95,7 @@ def test_kernels_of_fla_break_the_graph_around_each_call_only(has_documents):
     graphs, waits = graphs_and_waits(*compiled("gla", "auto"), has_documents)
     assert graphs == [graphs[0]] * 3 and graphs[0] <= 12
     if has_documents:
-        # tables of chunks are copied to the device once a batch, however many layers read them
+        # waits do not grow from batch to batch; how many of them the layers share is not shown here
         assert waits == [waits[0]] * 3
     else:
         assert waits == [0, 0, 0]
