@@ -247,6 +247,20 @@ def test_a_store_is_found_again_and_other_content_is_another_store(tmp_path, mon
     assert len(others | {first}) == 6
 
 
+def test_a_store_that_is_missing_may_be_made_elsewhere(tmp_path):
+    """`longfire eval` of a run that somebody else has made writes into its folder only."""
+    write_corpus(tmp_path / "a.jsonl", 40)
+    data = settings_for(tmp_path, "a.jsonl", folder=str(tmp_path / "named/by/the/run"))
+    own = tmp_path / "run/token-stores"
+    with prepare(data, settings.Tokenizer(), folder_for_missing=own) as prepared:
+        assert prepared.stores[0].folder.parent == own
+    assert not (tmp_path / "named").exists()
+    with prepare(data, settings.Tokenizer()) as prepared:
+        there = prepared.stores[0].folder
+    with prepare(data, settings.Tokenizer(), folder_for_missing=own) as prepared:
+        assert prepared.stores[0].folder == there, "what is there is read where it is"
+
+
 def test_several_sources_and_names(tmp_path):
     (tmp_path / "b").mkdir()
     write_corpus(tmp_path / "a.jsonl", 50)

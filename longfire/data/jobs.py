@@ -5,7 +5,7 @@ same inputs find the same store; anything else is another folder.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from longfire.config import settings
@@ -76,6 +76,12 @@ class Job:
         }
         folder = store_folder(source, header, Path(data.folder))
         return cls(source, share, folder, header, validation_split)
+
+    def made_in(self, folder: Path) -> "Job":
+        """The same job; a store that nobody has begun is made in this folder."""
+        if self.folder.exists():
+            return self
+        return replace(self, folder=store_folder(self.source, self.header, folder))
 
     def is_complete(self) -> bool:
         """Whether its store needs no more work."""

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 from longfire.config import settings
@@ -92,12 +93,14 @@ def prepare(
     *,
     background: bool = False,
     watch: bool = False,
+    folder_for_missing: Path | None = None,
 ) -> Prepared:
     """The stores of data.dataset; those that do not exist are made.
 
     background: return as soon as the stores can be opened, and
     fill them in another process, which ends with this one. watch: open the stores while another
-    process makes them.
+    process makes them. folder_for_missing: where those are made that are not begun in
+    data.folder; None: there.
 
     Raises SettingsError and DataError naming source, file and record, and the fix; DataError also
     when the disk is full.
@@ -120,6 +123,9 @@ def prepare(
     for source, share in zip(sources, shares):
         jobs.append(Job.of(source, share, tokenizer, data, tokenizer_settings))
     own_jobs = validation_jobs(own_sources, data, tokenizer, tokenizer_settings)
+    if folder_for_missing:
+        jobs = [job.made_in(folder_for_missing) for job in jobs]
+        own_jobs = [job.made_in(folder_for_missing) for job in own_jobs]
     missing = incomplete([*jobs, *own_jobs])
     process = None
     if missing and background:

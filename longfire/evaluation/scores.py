@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 # What --json writes
 Numbers = dict[str, object]
 CHUNK_TOKENS = 1024  # whose logits exist at a time, for weights without a run that says it
+STORES = "token-stores"  # in a run folder, of texts that the run's own data.folder does not have
 SEQ_LEN = 2048  # for weights without a run
 
 
@@ -156,7 +157,7 @@ def measure_run(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
         )
     seq_len = sequence_length(opened, scoring)
     with (
-        prepare(run.data, trained_with(run)) as prepared,
+        prepare(run.data, trained_with(run), folder_for_missing=own_stores(opened)) as prepared,
         Batches(prepared, run.data, seq_len, run.training.seed) as batches,
     ):
         found = measure_validation(
@@ -175,13 +176,22 @@ def measure_run(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
     return found
 
 
+def own_stores(opened: Opened) -> Path | None:
+    """Where token stores are made that are missing: in the run folder, since data.folder of a run
+    that somebody else has made may be any place of this machine. None, data.folder, for weights
+    without a run."""
+    if opened.run is None:
+        return None
+    return opened.run.folder / STORES
+
+
 def measure_texts(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
     """The losses on all documents of --data. Raises DataError for a source without labels."""
     chunk_tokens = opened.run.training.loss_chunk_tokens if opened.run else CHUNK_TOKENS
     seq_len = sequence_length(opened, scoring)
     found = {}
     data, wanted = texts(opened, scoring)
-    with prepare(data, wanted) as prepared:
+    with prepare(data, wanted, folder_for_missing=own_stores(opened)) as prepared:
         lengths_W = byte_lengths(prepared.tokenizer)
         for name, store in zip(prepared.names, prepared.stores):
             tokens = min(scoring.tokens or store.train.length, store.train.length)
@@ -327,7 +337,7 @@ def needles(opened: Opened, scoring: Scoring) -> Numbers:
         tokenizer = trained_with(run)
     else:
         data, tokenizer = texts(opened, scoring)
-    with prepare(data, tokenizer) as prepared:
+    with prepare(data, tokenizer, folder_for_missing=own_stores(opened)) as prepared:
         store = prepared.stores[0]
         unseen = prepared.validation[0].stream
         if unseen.length <= max(scoring.lengths):
