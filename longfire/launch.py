@@ -107,6 +107,11 @@ def number(name: str, default: int) -> int:
     return int(value)
 
 
+def is_another_process() -> bool:
+    """Whether a launcher says that this is not the first of several processes."""
+    return os.environ.get("RANK", "0") != "0"
+
+
 def started(word: LauncherWord) -> str:
     """What the launcher has decided of this, as text."""
     size = number("WORLD_SIZE", 1)

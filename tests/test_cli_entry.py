@@ -18,6 +18,7 @@ from longfire.config import recipe
 from longfire.config.aliases import SYSTEMS
 from longfire.config.options import Sampling
 from longfire.errors import CheckpointError, MachineError
+from longfire.launch import Terminated
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,6 +79,19 @@ def test_another_pipe_that_breaks_is_not_hidden(monkeypatch, capsys):
     assert "Broken pipe: another program" in capsys.readouterr().err
     with pytest.raises(BrokenPipeError, match="of a worker"):
         main(["train", "--traceback"])
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("", 1), ("0", 1), ("3", 0)])
+def test_the_first_process_says_that_all_were_stopped(rank, lines, monkeypatch, capsys):
+    def stopped(words):
+        raise Terminated
+
+    monkeypatch.setitem(COMMANDS, "train", stopped)
+    monkeypatch.setenv("RANK", rank)
+    if not rank:
+        monkeypatch.delenv("RANK")
+    assert main(["train"]) == 143
+    assert capsys.readouterr().err.count("SIGTERM: stopped") == lines
 
 
 def test_names_cannot_command_the_terminal(capsys):

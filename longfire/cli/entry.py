@@ -17,7 +17,7 @@ from longfire.cli.commands import COMMANDS, GROUPS, Command
 from longfire.cli.failures import failure_of
 from longfire.config.values import nearest
 from longfire.errors import SettingsError, UserError
-from longfire.launch import Terminated, end_process, terminable
+from longfire.launch import Terminated, end_process, is_another_process, terminable
 from longfire.messages import show_messages, visible
 
 STDOUT = 1  # the file descriptor
@@ -62,7 +62,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print("longfire: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except Terminated:
-        print("longfire: SIGTERM: stopped; what is whole on disk stays", file=sys.stderr)
+        if not is_another_process():  # the first one says it for all
+            print("longfire: SIGTERM: stopped; what is whole on disk stays", file=sys.stderr)
         return 128 + signal.SIGTERM
     except Exception as error:
         if isinstance(error, BrokenPipeError) and stdout_is_closed():
