@@ -243,7 +243,10 @@ class Run(RunSettings):
 
     def warn_of_bytes(self) -> None:
         """Text is trained on as bytes where no tokenizer is named: say it where the model's config
-        has many more entries, so that another tokenizer is meant."""
+        has many more entries, so that another tokenizer is meant. (Weights have theirs beside
+        them; a plan is made where they need not be.)"""
+        if self.model.weights:
+            return
         vocab_size = self.model_config.vocab_size if self.model_config else 0
         has_ids = "tokens" in self.data.record_format
         if self.tokenizer.path == "bytes" and vocab_size >= MANY_ENTRIES and not has_ids:
