@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUN     = $(VENV)/bin/longfire
 
-.PHONY: train test test-all lint house bench story reference docs null-gpu null-gpu-table install clean
+.PHONY: train test test-all lint house bench story reference docs triton null-gpu null-gpu-table install clean
 
 train: install                       ## real text -> tokenizer -> model -> evaluation -> Hugging Face weights -> report
 	$(RUN) train recipes/quickstart.toml
@@ -35,6 +35,10 @@ docs: $(VENV)/.docs                  ## the documentation site, in site/; a dead
 $(VENV)/.docs: $(VENV)/.installed
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
+
+triton: install                      ## our Triton kernels in Triton's interpreter, on the CPU
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps triton
+	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest tests/triton_interpreter
 
 # A stand-in for a GPU (tests/null_gpu/README.md): torch with CUDA, in an environment of its own.
 NULL_GPU   ?= .null-gpu

@@ -36,9 +36,9 @@ def loss_sum(
 
     A sum, not a mean: the step divides the sums of all microbatches by the number of real tokens
     that it counted before any backward, so that 1 x 8 and 8 x 1 sequences give the same gradients
-    whatever their padding. The logits exist for `chunk_tokens` tokens at a time. noise_BT: what
-    dropout is made of (ops/sequence_noise.py); None: nothing is dropped.
-    cache: where the batch is a segment of its sequences, what goes from one to the next
+    whatever their padding. The logits exist for `chunk_tokens` tokens at a time; 0: for as many as
+    suit the device. noise_BT: what dropout is made of (ops/sequence_noise.py); None: nothing is
+    dropped. cache: where the batch is a segment of its sequences, what goes from one to the next
     (training/tbptt.py). correct: counts the labels that are the likeliest word.
     """
     seq = Sequence(batch.positions_BT, batch.documents, cache, noise_BT, ops=batch.ops)
@@ -81,7 +81,7 @@ def loss_of(
     )
 
 
-def losses(model: "Model", batch: Batch, chunk_tokens: int) -> tuple[Tensor, Tensor]:
+def losses(model: "Model", batch: Batch, chunk_tokens: int = 0) -> tuple[Tensor, Tensor]:
     """-log p(label) of each token (B, T), 0 where there is no label, and whether the label is the
     likeliest word; no gradients."""
     seq = Sequence(batch.positions_BT, batch.documents, ops=batch.ops)
@@ -90,7 +90,7 @@ def losses(model: "Model", batch: Batch, chunk_tokens: int) -> tuple[Tensor, Ten
 
 
 def losses_of(
-    model: "Model", hidden_BTD: Tensor, labels_BT: Tensor, chunk_tokens: int = 1024
+    model: "Model", hidden_BTD: Tensor, labels_BT: Tensor, chunk_tokens: int = 0
 ) -> tuple[Tensor, Tensor]:
     """The same of hidden states that are there already."""
     if model.head is None:

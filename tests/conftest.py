@@ -17,6 +17,9 @@ torch.set_num_threads(1)
 
 # tests/null_gpu/README.md: a stand-in for a GPU, started by `make null-gpu`
 collect_ignore = [] if "LONGFIRE_NULL_GPU" in os.environ else ["null_gpu"]
+# our Triton kernels on the CPU; the variable must be set before triton is imported: `make triton`
+if os.environ.get("TRITON_INTERPRET") != "1":
+    collect_ignore.append("triton_interpreter")
 
 MIXER_SETTINGS = {
     "attention": {"num_heads": 4, "num_kv_heads": 2},

@@ -66,8 +66,9 @@ def test_cuda_with_fla_takes_its_kernels(installed):
     table = choose(CUDA, "auto")
     assert {op for op in OPS if table[op].name == "fla"} == {*RECURRENT} - WITHOUT_KERNEL.keys()
     assert {table[op].name for op in ("attention", *WITHOUT_KERNEL)} == {"torch"}
+    assert table["linear_cross_entropy"].name == "triton"
     assert "selective_scan: torch (fla has no kernel of Mamba's scan" in "\n".join(describe(table))
-    assert {choose(CUDA, "torch")[op].name for op in RECURRENT} == {"torch"}
+    assert {choose(CUDA, "torch")[op].name for op in OPS} == {"torch"}
 
 
 def test_every_op_has_the_forms_it_can_be_given():
@@ -82,10 +83,14 @@ def test_every_op_has_the_forms_it_can_be_given():
         }, op
 
 
-@pytest.mark.parametrize("there, missing", [((), "fla"), (("fla",), "triton")])
+@pytest.mark.parametrize(
+    "there, missing", [((), "fla"), (("fla",), "triton"), (("triton",), "fla")]
+)
 def test_cuda_without_a_package_says_what_to_install(installed, there, missing):
     installed(*there)
-    choice = choose(CUDA, "auto")["delta_rule"]
+    table = choose(CUDA, "auto")
+    assert (table["linear_cross_entropy"].name == "triton") == ("triton" in there)
+    choice = table["delta_rule"]
     assert (
         choice.name == "torch"
         and f"{missing} is not installed" in choice.why

@@ -7,11 +7,14 @@ from importlib import import_module
 import pytest
 import torch
 
-from longfire.ops.choice import RECURRENT, choose
+from longfire.ops.choice import choose
 from longfire.ops.forms import OPS, Forms, LazyFunction, chosen
 
 CPU = torch.device("cpu")
-FILES = {op: op for op in OPS} | {"previous_token": "token_shift"}
+FILES = {op: op for op in OPS} | {
+    "linear_cross_entropy": "cross_entropy",
+    "previous_token": "token_shift",
+}
 
 
 @pytest.fixture
@@ -72,4 +75,4 @@ def test_every_form_of_our_own_has_the_signature_of_its_op(op):
 
 
 def test_an_op_has_a_form_by_default():
-    assert [chosen(op) for op in (*RECURRENT, "attention")] == ["torch"] * len(OPS)
+    assert [chosen(op) for op in OPS] == ["torch"] * len(OPS)

@@ -24,7 +24,6 @@ from longfire.loss import losses
 from longfire.plain_console import plain_console
 
 SAMPLING_KEYS = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
-CHUNK_TOKENS = 1024  # whose logits exist at a time
 
 
 # What lm-eval finds, by its names: "results", "versions", "n-shot", "n-samples"; of each task.
@@ -119,7 +118,7 @@ class AsLM(TemplateLM):
         """The same for the last `answers` ids of each text, as one batch. Shorter texts are padded
         on the right, which causal layers do not see."""
         batch = padded(texts, answers).to(self.model.embed.weight.device)
-        nats_BT, right_BT = losses(self.model, batch, CHUNK_TOKENS)
+        nats_BT, right_BT = losses(self.model, batch)
         right_BT |= batch.labels_BT == NO_LABEL
         scores: list[tuple[float, bool]] = []
         nats_B = nats_BT.double().sum(1).tolist()

@@ -102,7 +102,7 @@ def distinct(
 def accuracy(
     model: Model,
     batch: Batch,
-    chunk_tokens: int = 1024,
+    chunk_tokens: int = 0,
 ) -> float:
     """Share of the labels that are the model's most likely token."""
     batch = batch.to(next(model.parameters()).device)

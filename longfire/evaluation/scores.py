@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 # What --json writes
 Numbers = dict[str, object]
-CHUNK_TOKENS = 1024  # whose logits exist at a time, for weights without a run that says it
 STORES = "token-stores"  # in a run folder, of texts that the run's own data.folder does not have
 SEQ_LEN = 2048  # for weights without a run
 
@@ -187,7 +186,7 @@ def own_stores(opened: Opened) -> Path | None:
 
 def measure_texts(opened: Opened, scoring: Scoring) -> dict[str, Measured]:
     """The losses on all documents of --data. Raises DataError for a source without labels."""
-    chunk_tokens = opened.run.training.loss_chunk_tokens if opened.run else CHUNK_TOKENS
+    chunk_tokens = opened.run.training.loss_chunk_tokens if opened.run else 0
     seq_len = sequence_length(opened, scoring)
     found = {}
     data, wanted = texts(opened, scoring)

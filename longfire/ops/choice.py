@@ -22,7 +22,7 @@ WITHOUT_KERNEL = {  # the reason why our own form runs on every device
         "a copy of the row on every device; fla's kernel gives x_{t-1} - x_t, rounded"
     ),
 }
-RECURRENT = OPS[1:]  # all but softmax attention
+RECURRENT = OPS[2:]  # all but softmax attention and the loss
 
 
 def choose(device: torch.device, wanted: Wanted) -> dict[str, Choice]:
@@ -36,6 +36,7 @@ def choose(device: torch.device, wanted: Wanted) -> dict[str, Choice]:
         decided.update(dict.fromkeys(OPS, Choice("reference", "model.kernels = reference")))
         return dict(decided)
     decided["attention"] = Choice("torch", attention_kernels(device))
+    decided["linear_cross_entropy"] = loss_choice(device, wanted)
     recurrent = recurrent_choice(device, wanted)
     decided.update(dict.fromkeys(RECURRENT, recurrent))
     if recurrent.name == "fla":
@@ -66,6 +67,16 @@ def attention_kernels(device: torch.device) -> str:
             "16 ... 256, else a call for each document and block"
         )
     return "torch's SDPA; a call for each document and block of a window"
+
+
+def loss_choice(device: torch.device, wanted: Wanted) -> Choice:
+    if wanted == "torch":
+        return Choice("torch", "model.kernels = torch")
+    if device.type != "cuda":
+        return Choice("torch", f"our Triton kernels need CUDA, the device is {device.type}")
+    if importlib.util.find_spec("triton") is None:
+        return Choice("torch", "triton is not installed: pip install 'longfire[cuda]'")
+    return Choice("triton", "CUDA, and Triton is installed")
 
 
 def recurrent_choice(device: torch.device, wanted: Wanted) -> Choice:

@@ -1,6 +1,7 @@
 """The head and the loss as one: logits exist for a chunk of tokens at a time, and their gradient
 overwrites them."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from longfire.ops.bf16 import native_bf16
 from longfire.ops.fast.linear import gives_fp32_sums
+from longfire.ops.forms import Forms, LazyFunction, TensorFunction, chosen
 from longfire.ops.linear import working_dtype
 from longfire.ops.pretending import as_on_cuda
 from longfire.ops.vocabulary import VocabularyShard, softcapped
@@ -18,6 +20,10 @@ CACHED_BYTES = 3 * 2**20
 # Rows of logits whose soft cap is computed together: its slope has a buffer of so many rows, not of
 # a whole chunk.
 CAPPED_ROWS = 128
+# Tokens whose logits exist at one time where nothing else is asked for. The gradient of the weight
+# is read and written once for each chunk: fewer, larger chunks where memory is fast and large.
+CHUNK_TOKENS = 1024
+CHUNK_TOKENS_ON_CUDA = 4096
 # Weight of the penalty of L2Wrap in RWKV-LM and fla: its gradient is 1e-4 times the highest logit.
 L2_WARP = 1e-4
 # A row of logits begins on a cache line: at 50,257 words the product takes 0.7 of the time that it
@@ -48,12 +54,31 @@ class LossRules(NamedTuple):
     correct: CorrectLabels | None
 
 
+def chunk_size(wanted_tokens: int, device: torch.device) -> int:
+    """Tokens of a chunk; wanted_tokens 0: what suits the device."""
+    if wanted_tokens:
+        return wanted_tokens
+    if device.type == "cuda" or as_on_cuda():
+        return CHUNK_TOKENS_ON_CUDA
+    return CHUNK_TOKENS
+
+
+FORMS: Forms[TensorFunction] = Forms(
+    "linear_cross_entropy",
+    reference="longfire.ops.cross_entropy:linear_cross_entropy_reference",
+    torch="longfire.ops.cross_entropy:linear_cross_entropy_in_chunks",
+    triton="longfire.ops.cross_entropy:linear_cross_entropy_in_chunks",
+)
+LossOfLogits = Callable[[Tensor, Tensor, LossRules, Tensor | None], tuple[Tensor, Tensor]]
+KERNELS = LazyFunction[LossOfLogits]("longfire.ops.fast.loss_kernels:token_losses_of_logits")
+
+
 def linear_cross_entropy(
     hidden_ND: Tensor,
     weight_WD: Tensor,
     labels_N: Tensor,
     *,
-    chunk_tokens: int = 1024,
+    chunk_tokens: int = 0,
     ignore_index: int = -100,
     vocabulary: VocabularyShard | None = None,
     softcap: float = 0.0,
@@ -67,22 +92,24 @@ def linear_cross_entropy(
     l2_warp: the gradient is also that of L2_WARP / 2 times the square of each real token's highest
     logit, which keeps logits small; the loss is as without it (RWKV-LM's L2Wrap, fla's use_l2warp).
     The weight is rounded to the dtype of the hidden states, the logits stay fp32 where the device's
-    product gives them. Memory beside the gradients: one buffer of chunk_tokens x W. The gradients
+    product gives them. Memory beside the gradients: one buffer of chunk_tokens x W, and on CUDA one
+    of its gradient in the type of the hidden states; chunk_tokens 0: as `chunk_size`. The gradients
     are made with the loss, so backward can run once and is not differentiable. vocabulary: which
     the weight has, if not all (Shoeybi 2019, section 3). correct: counts the labels that are the
     likeliest word, one more pass over the logits of a chunk. Raises IndexError on a CPU for a label
-    that is no word (CUDA's kernels assert by themselves).
+    that is no word; on CUDA the loss of such a label is NaN, or torch's kernels assert.
     """
-    W = len(weight_WD) if vocabulary is None else vocabulary.total
-    if labels_N.device.type == "cpu":
-        wrong_N = ((labels_N < 0) | (labels_N >= W)) & (labels_N != ignore_index)
-        if wrong_N.any():
-            raise IndexError(
-                f"label {labels_N[wrong_N][0]} is neither a word (0 to {W - 1}) nor "
-                f"{ignore_index}, no label"
-            )
-    rules = LossRules(ignore_index, vocabulary, softcap, l2_warp, correct)
-    return fused(hidden_ND, weight_WD, labels_N, chunk_tokens, rules)
+    return FORMS.chosen()(
+        hidden_ND,
+        weight_WD,
+        labels_N,
+        chunk_tokens=chunk_tokens,
+        ignore_index=ignore_index,
+        vocabulary=vocabulary,
+        softcap=softcap,
+        l2_warp=l2_warp,
+        correct=correct,
+    )
 
 
 def linear_cross_entropy_reference(
@@ -90,7 +117,7 @@ def linear_cross_entropy_reference(
     weight_WD: Tensor,
     labels_N: Tensor,
     *,
-    chunk_tokens: int = 1024,
+    chunk_tokens: int = 0,
     ignore_index: int = -100,
     vocabulary: VocabularyShard | None = None,
     softcap: float = 0.0,
@@ -114,6 +141,32 @@ def linear_cross_entropy_reference(
     return loss
 
 
+def linear_cross_entropy_in_chunks(
+    hidden_ND: Tensor,
+    weight_WD: Tensor,
+    labels_N: Tensor,
+    *,
+    chunk_tokens: int = 0,
+    ignore_index: int = -100,
+    vocabulary: VocabularyShard | None = None,
+    softcap: float = 0.0,
+    l2_warp: bool = False,
+    correct: CorrectLabels | None = None,
+) -> Tensor:
+    """The fast forms: torch's operators on a chunk of logits, or our kernels (loss_of_chunk). Same
+    arguments and result."""
+    W = len(weight_WD) if vocabulary is None else vocabulary.total
+    if labels_N.device.type == "cpu":
+        wrong_N = ((labels_N < 0) | (labels_N >= W)) & (labels_N != ignore_index)
+        if wrong_N.any():
+            raise IndexError(
+                f"label {labels_N[wrong_N][0]} is neither a word (0 to {W - 1}) nor "
+                f"{ignore_index}, no label"
+            )
+    rules = LossRules(ignore_index, vocabulary, softcap, l2_warp, correct)
+    return fused(hidden_ND, weight_WD, labels_N, chunk_tokens, rules)
+
+
 def l2_warped(loss: Tensor, logits_NW: Tensor, labels_N: Tensor, ignore_index: int) -> Tensor:
     """The same loss with another gradient: L2_WARP times the highest logit of each real token is
     added to its own."""
@@ -128,7 +181,7 @@ def token_losses(
     weight_WD: Tensor,
     labels_N: Tensor,
     *,
-    chunk_tokens: int = 1024,
+    chunk_tokens: int = 0,
     ignore_index: int = -100,
     vocabulary: VocabularyShard | None = None,
     softcap: float = 0.0,
@@ -138,11 +191,18 @@ def token_losses(
     dtype = working_dtype(hidden_ND)
     multiplied = hidden_ND.dtype if native_bf16(hidden_ND.device) else dtype
     weight = weight_WD.to(hidden_ND.dtype).to(multiplied)
+    chunk_tokens = chunk_size(chunk_tokens, hidden_ND.device)
+    rules = LossRules(ignore_index, vocabulary, softcap, l2_warp=False, correct=None)
     losses = []
     greedy = []
     for hidden, labels in zip(hidden_ND.split(chunk_tokens), labels_N.split(chunk_tokens)):
         logits = hidden_ND.new_empty(len(hidden), len(weight), dtype=dtype)
         product(hidden.to(multiplied), weight.T, logits)
+        if chosen("linear_cross_entropy") == "triton":
+            nats, is_correct = KERNELS.get()(logits, labels, rules, None)
+            losses.append(nats)
+            greedy.append(is_correct)
+            continue
         logits = softcapped(logits, softcap)
         greedy.append(is_likeliest(logits, labels, ignore_index, vocabulary))
         if vocabulary is None:
@@ -208,22 +268,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype = working_dtype(hidden_ND)
         multiplied = hidden_ND.dtype if native_bf16(hidden_ND.device) else dtype
         weight = weight_WD.to(hidden_ND.dtype).to(multiplied)
+        chunk_tokens = chunk_size(chunk_tokens, hidden_ND.device)
         d_hidden = torch.empty_like(hidden_ND) if wanted[0] else None
         d_weight = torch.zeros_like(weight, dtype=dtype) if wanted[1] else None
         loss = hidden_ND.new_zeros((), dtype=dtype)
-        stride = -(-len(weight) // ROW_MULTIPLE) * ROW_MULTIPLE
-        buffer = weight.new_empty(min(chunk_tokens, len(hidden_ND)), stride, dtype=dtype)[
-            :, : len(weight)
-        ]
+        longest = min(chunk_tokens, len(hidden_ND))
+        logits_buffer = chunk_buffer(weight, longest, dtype)
+        d_logits_buffer = logits_buffer
+        if (
+            chosen("linear_cross_entropy") == "triton"
+            and gives_fp32_sums(weight)
+            and multiplied != dtype
+        ):
+            # Our kernels round the gradient while they write it.
+            d_logits_buffer = chunk_buffer(weight, longest, multiplied)
         for start in range(0, len(hidden_ND), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             hidden = hidden_ND[chunk].to(multiplied)
-            logits = buffer[: len(hidden)]
+            logits = logits_buffer[: len(hidden)]
             product(hidden, weight.T, logits)
             labels = labels_N[chunk]
-            loss += loss_of_logits(logits, labels, any(wanted), rules)
-            if any(wanted):
-                d_logits = logits.to(multiplied)
+            d_logits = d_logits_buffer[: len(hidden)] if any(wanted) else None
+            loss += loss_of_chunk(logits, labels, d_logits, rules)
+            if d_logits is None:
+                continue
+            d_logits = d_logits.to(multiplied)
             if d_hidden is not None:
                 d_hidden[chunk] = d_logits @ weight
             if d_weight is not None:
@@ -252,6 +321,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = None if d_hidden is None else d_hidden.mul_(d_loss)
         d_weight = None if d_weight is None else d_weight.mul_(d_loss).to(ctx.weight_dtype)
         return d_hidden, d_weight, None, None, None, None
+
+
+def chunk_buffer(weight_WD: Tensor, tokens: int, dtype: torch.dtype) -> Tensor:
+    """(tokens, W), whose rows begin on cache lines."""
+    W = len(weight_WD)
+    stride = -(-W // ROW_MULTIPLE) * ROW_MULTIPLE
+    return weight_WD.new_empty(tokens, stride, dtype=dtype)[:, :W]
+
+
+def loss_of_chunk(
+    logits_NW: Tensor, labels_N: Tensor, gradient_NW: Tensor | None, rules: LossRules
+) -> Tensor:
+    """Loss of a chunk by the form that runs. gradient_NW: takes the logits' gradient; it is the
+    buffer of the logits themselves, or with our kernels one of another type."""
+    if chosen("linear_cross_entropy") != "triton":
+        return loss_of_logits(logits_NW, labels_N, gradient_NW is not None, rules)
+    nats_N, is_correct_N = KERNELS.get()(logits_NW, labels_N, rules, gradient_NW)
+    if rules.correct is not None:
+        rules.correct.add(is_correct_N)
+    return nats_N.sum()
 
 
 def loss_of_logits(logits_NW: Tensor, labels_N: Tensor, gradient: bool, rules: LossRules) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 OPS = (
     "attention",
+    "linear_cross_entropy",
     "linear_attention",
     "delta_rule",
     "dplr",
@@ -26,8 +27,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Choice(NamedTuple):
-    # "torch": our own forms on torch; "fla": flash-linear-attention's kernels; "reference": the
-    # readable reference implementation
+    # "torch": our own forms on torch; "triton": our own kernels; "fla": flash-linear-attention's
+    # kernels; "reference": the readable reference implementation
     name: str
     why: str
 

@@ -3,6 +3,10 @@ that fit."""
 
 from collections.abc import Callable, Iterator
 
+import torch
+
+from longfire.ops.cross_entropy import chunk_size
+from longfire.ops.pretending import pretending_cuda
 from longfire.parallel import cost
 from longfire.planner.forecast import MIXER_AGAIN, Moment, Plan
 from longfire.planner.holding import NOTHING, FSDPMemory, Group, Shards
@@ -45,7 +49,9 @@ class ProcessMemory:
         if self.on_device:
             self.parameters = MASTER_BYTES * sum(group.shard for group in self.group.values())
             self.state = sum(group.state for group in self.group.values())
-        chunk = min(plan.batch_size * self.here, run.training.loss_chunk_tokens)
+        with pretending_cuda(measured.as_cuda):
+            chunk = chunk_size(run.training.loss_chunk_tokens, torch.device("cpu"))
+        chunk = min(plan.batch_size * self.here, chunk)
         vocabulary_here = -(-measured.model_config.vocab_size // plan.tp)
         self.logits = 4 * chunk * vocabulary_here  # in fp32
 

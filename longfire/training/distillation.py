@@ -25,6 +25,7 @@ from longfire.errors import SettingsError
 from longfire.loss import loss_of
 from longfire.mixers.mixer import Sequence
 from longfire.model import Block, Model
+from longfire.ops.cross_entropy import chunk_size
 from longfire.ops.linear import in_fp32
 
 
@@ -116,7 +117,8 @@ class Distillation:
         hidden_ND = hidden_BTD[real_BT]
         taught_ND = taught_BTD[real_BT]
         total = torch.zeros((), device=real_BT.device)
-        chunks = zip(hidden_ND.split(self.chunk_tokens), taught_ND.split(self.chunk_tokens))
+        chunk_tokens = chunk_size(self.chunk_tokens, hidden_ND.device)
+        chunks = zip(hidden_ND.split(chunk_tokens), taught_ND.split(chunk_tokens))
         for hidden_CD, taught_CD in chunks:
             total = total + checkpoint(
                 self.divergence, student, hidden_CD, taught_CD, use_reentrant=False

@@ -74,7 +74,10 @@ class Training:
     )
     threads: int = setting(0, "CPU threads; 0: torch's own choice", WORKERS)
     loss_chunk_tokens: int = setting(
-        1024, "tokens whose logits exist at one time in the fused head and loss", POSITIVE
+        0,
+        "tokens whose logits exist at one time in the fused head and loss; 0: 1,024 on a CPU, "
+        "4,096 on CUDA",
+        NATURAL,
     )
     mlp_chunk_size: int = setting(
         0,
