@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longfire.errors import SettingsError
-from longfire.ops.choice import RECURRENT, WITHOUT_KERNEL, choose, describe
+from longfire.ops.choice import OF_FLA, OF_TRITON, WITHOUT_KERNEL, choose, describe
 from longfire.ops.forms import OPS, Choice, chosen
 
 CPU, CUDA = (
@@ -64,23 +64,23 @@ def test_a_new_choice_replaces_the_old_one():
 def test_cuda_with_fla_takes_its_kernels(installed):
     installed("fla", "triton")
     table = choose(CUDA, "auto")
-    assert {op for op in OPS if table[op].name == "fla"} == {*RECURRENT} - WITHOUT_KERNEL.keys()
+    assert {op for op in OPS if table[op].name == "fla"} == {*OF_FLA}
+    assert {op for op in OPS if table[op].name == "triton"} == {*OF_TRITON}
     assert {table[op].name for op in ("attention", *WITHOUT_KERNEL)} == {"torch"}
-    assert table["linear_cross_entropy"].name == "triton"
-    assert "selective_scan: torch (fla has no kernel of Mamba's scan" in "\n".join(describe(table))
+    assert "previous_token: torch (a copy of the row" in "\n".join(describe(table))
     assert {choose(CUDA, "torch")[op].name for op in OPS} == {"torch"}
 
 
 def test_every_op_has_the_forms_it_can_be_given():
-    for op in RECURRENT:
-        module = importlib.import_module(
-            f"longfire.ops.{'token_shift' if op == 'previous_token' else op}"
-        )
-        assert module.FORMS.forms.keys() == {
-            "reference",
-            "torch",
-            *(set() if op in WITHOUT_KERNEL else {"fla"}),
-        }, op
+    files = {"previous_token": "token_shift", "linear_cross_entropy": "cross_entropy"}
+    for op in OPS:
+        module = importlib.import_module(f"longfire.ops.{files.get(op, op)}")
+        wanted = {"reference", "torch"}
+        if op in OF_FLA:
+            wanted.add("fla")
+        if op in OF_TRITON:
+            wanted.add("triton")
+        assert module.FORMS.forms.keys() == wanted, op
 
 
 @pytest.mark.parametrize(

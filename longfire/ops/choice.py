@@ -14,15 +14,13 @@ from longfire.ops.forms import OPS, Choice, decided
 
 Wanted = Literal["auto", "torch", "reference"]
 
+OF_TRITON = ("linear_cross_entropy", "selective_scan")  # ops with kernels of our own
 WITHOUT_KERNEL = {  # the reason why our own form runs on every device
-    "selective_scan": (
-        "fla has no kernel of Mamba's scan: our own loop over the tokens runs on every device"
-    ),
     "previous_token": (
         "a copy of the row on every device; fla's kernel gives x_{t-1} - x_t, rounded"
     ),
 }
-RECURRENT = OPS[2:]  # all but softmax attention and the loss
+OF_FLA = tuple(op for op in OPS if op not in ("attention", *OF_TRITON, *WITHOUT_KERNEL))
 
 
 def choose(device: torch.device, wanted: Wanted) -> dict[str, Choice]:
@@ -36,11 +34,17 @@ def choose(device: torch.device, wanted: Wanted) -> dict[str, Choice]:
         decided.update(dict.fromkeys(OPS, Choice("reference", "model.kernels = reference")))
         return dict(decided)
     decided["attention"] = Choice("torch", attention_kernels(device))
-    decided["linear_cross_entropy"] = loss_choice(device, wanted)
-    recurrent = recurrent_choice(device, wanted)
-    decided.update(dict.fromkeys(RECURRENT, recurrent))
-    if recurrent.name == "fla":
-        decided.update({op: Choice("torch", why) for op, why in WITHOUT_KERNEL.items()})
+    others = (*OF_TRITON, *OF_FLA, *WITHOUT_KERNEL)
+    if wanted == "torch":
+        decided.update(dict.fromkeys(others, Choice("torch", "model.kernels = torch")))
+    elif device.type != "cuda":
+        why = f"kernels of Triton and fla need CUDA, the device is {device.type}"
+        decided.update(dict.fromkeys(others, Choice("torch", why)))
+    else:
+        decided.update(dict.fromkeys(OF_TRITON, triton_choice()))
+        decided.update(dict.fromkeys(OF_FLA, fla_choice()))
+        for op, why in WITHOUT_KERNEL.items():
+            decided[op] = Choice("torch", why)
     return dict(decided)
 
 
@@ -69,27 +73,18 @@ def attention_kernels(device: torch.device) -> str:
     return "torch's SDPA; a call for each document and block of a window"
 
 
-def loss_choice(device: torch.device, wanted: Wanted) -> Choice:
-    if wanted == "torch":
-        return Choice("torch", "model.kernels = torch")
-    if device.type != "cuda":
-        return Choice("torch", f"our Triton kernels need CUDA, the device is {device.type}")
+def triton_choice() -> Choice:
+    """For ops with kernels of our own, on CUDA."""
     if importlib.util.find_spec("triton") is None:
         return Choice("torch", "triton is not installed: pip install 'longfire[cuda]'")
     return Choice("triton", "CUDA, and Triton is installed")
 
 
-def recurrent_choice(device: torch.device, wanted: Wanted) -> Choice:
-    if wanted == "torch":
-        return Choice("torch", "model.kernels = torch")
-    if device.type != "cuda":
-        return Choice("torch", f"fla's kernels need CUDA, the device is {device.type}")
-    missing = []
+def fla_choice() -> Choice:
+    """For ops with kernels of fla, on CUDA."""
     for name in ("fla", "triton"):
         if importlib.util.find_spec(name) is None:
-            missing.append(name)
-    if missing:
-        return Choice("torch", f"{missing[0]} is not installed: pip install 'longfire[cuda]'")
+            return Choice("torch", f"{name} is not installed: pip install 'longfire[cuda]'")
     try:
         importlib.import_module("longfire.ops.fast.kernels")
     except ImportError as e:

@@ -14,6 +14,7 @@ FORMS: Forms[RecurrenceOp] = Forms(
     "selective_scan",
     reference="longfire.ops.selective_scan:selective_scan_reference",
     torch="longfire.ops.fast.selective_scan:selective_scan_chunks",
+    triton="longfire.ops.fast.scan_kernels:selective_scan_kernels",
 )
 
 

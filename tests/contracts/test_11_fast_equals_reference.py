@@ -14,7 +14,7 @@ from longfire.doctor.op_cases import DTYPES, SIZES, Draw, errors, results, toler
 from longfire.initialise import build
 from longfire.model import Model
 from longfire.ops import attention, delta_rule, forms, linear_attention, short_conv
-from longfire.ops.choice import RECURRENT, choose
+from longfire.ops.choice import OF_FLA, choose
 from longfire.ops.forms import OPS, Choice
 from longfire.training.setup import make_state
 
@@ -95,7 +95,7 @@ def test_the_choice_and_its_reason_are_told_once(tmp_path):
 
 def test_a_chosen_kernel_that_is_not_there_raises(monkeypatch):
     """fla is chosen and cannot run here (no package, or no GPU): an error, never our own form in its place."""
-    monkeypatch.setattr(forms, "decided", {op: Choice("fla", "for the test") for op in RECURRENT})
+    monkeypatch.setattr(forms, "decided", {op: Choice("fla", "for the test") for op in OF_FLA})
     q = torch.randn(1, 16, 2, 16)
     with pytest.raises((ImportError, RuntimeError, ValueError)):
         linear_attention.linear_attention(q, q, q)

@@ -17,6 +17,7 @@ linear_attention.py  linear attention by chunks of tokens
 delta_rule.py        the delta rule by chunks of tokens
 dplr.py              diagonal plus low rank by chunks of tokens
 selective_scan.py    Mamba's scan, its states made for a chunk of tokens at a time
+scan_kernels.py      the same scan in two Triton kernels
 loss_kernels.py      softmax, loss and gradient of logits in two Triton kernels
 kernels.py           fla's kernels behind our signatures
 """
