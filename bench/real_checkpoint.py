@@ -74,8 +74,10 @@ def overrides(run: Path, steps: int) -> dict[str, str]:
 
 
 def ours(run: Run, step: int) -> dict[str, float]:
-    """Validation loss of a checkpoint of the run, as `longfire eval` computes it."""
+    """Validation loss of a checkpoint of the run, as `longfire eval` computes it, in fp32 as the
+    peer: an imported run that nobody has trained computes in what suits the device."""
     opened = open_model(run.folder, step)
+    opened.model.compute_in(torch.float32)
     with heldout(run) as batches:
         (numbers,) = evaluate(
             opened.model, batches, TOKENS, run.training.loss_chunk_tokens
