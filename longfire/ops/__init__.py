@@ -21,6 +21,7 @@ fast form with its reference on the machine at hand.
     dropout.py           dropout that no plan changes
     sequence_noise.py    the noise that it is made of
     attention.py         softmax attention
+    attention_with_dropout.py  the same with some of its weights dropped
     full_attention.py    the same of all tokens, before and after each
     attention_blocks.py  the same of keys that come block by block
     blockwise.py         the same in chunks of queries and keys

@@ -14,7 +14,11 @@ from longfire.ops.forms import OPS, Choice, decided
 
 Wanted = Literal["auto", "torch", "reference"]
 
-OF_TRITON = ("linear_cross_entropy", "selective_scan")  # ops with kernels of our own
+OF_TRITON = (
+    "attention_with_dropout",
+    "linear_cross_entropy",
+    "selective_scan",
+)  # ops with kernels of our own
 WITHOUT_KERNEL = {  # the reason why our own form runs on every device
     "previous_token": (
         "a copy of the row on every device; fla's kernel gives x_{t-1} - x_t, rounded"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 OPS = (
     "attention",
+    "attention_with_dropout",
     "linear_cross_entropy",
     "linear_attention",
     "delta_rule",

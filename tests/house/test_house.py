@@ -370,6 +370,7 @@ def test_only_ops_know_kernel_libraries(file):
 
 OF_AN_EXTRA = (
     "ops/fast/kernels.py",
+    "ops/fast/attention_kernels.py",
     "ops/fast/loss_kernels.py",
     "ops/fast/scan_kernels.py",
     "evaluation/lm_eval_model.py",

@@ -1,6 +1,7 @@
 """Ways to call each fast op, a file for each file of ops/. A new file here is found by itself.
 
 attention.py         softmax attention
+attention_with_dropout.py  softmax attention some of whose weights are dropped
 attention_blocks.py  the same of keys that come block by block
 linear_attention.py  linear attention with decay
 delta_rule.py        the delta rule with decay

@@ -8,6 +8,8 @@ mlp.py               activations of MLPs that keep less for the backward
 rope.py              rotary positions written into place
 dropout.py           dropout that keeps the tokens' noise alone
 attention.py         softmax attention by torch's fused kernels
+attention_with_dropout.py  attention some of whose weights are dropped, by torch's operators
+attention_kernels.py  the same in three Triton kernels
 full_attention.py    the same to all tokens, before and after each
 short_conv.py        the short convolution as a sum of shifted rows
 chunkwise.py         what every chunkwise recurrence is made of

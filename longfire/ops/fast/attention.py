@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from longfire.ops.attention import softmax_reference, visible, weight_mask
+from longfire.ops.attention import visible
 from longfire.ops.attention_blocks import attention_in_blocks
+from longfire.ops.attention_with_dropout import attention_with_dropout
 from longfire.ops.bf16 import native_bf16
 from longfire.ops.documents import Documents
 
@@ -35,14 +35,23 @@ def attention_fused(
     skip_B: Tensor | None = None,
     first_head: int = 0,
 ) -> Tensor:
-    """Dropout leaves the fused kernels: their masks depend on the order in which they draw. bf16 on
-    a CPU without bf16 units is multiplied in fp32 (torch's bf16 backward takes 5x the time there).
-    """
+    """Dropout is an op of its own: masks of the fused kernels depend on the order in which they
+    draw. bf16 on a CPU without bf16 units is multiplied in fp32 (torch's bf16 backward takes 5x the
+    time there)."""
     T = q_BTHK.shape[1]
     S = k_BSGK.shape[1]
     if dropout > 0 and noise_BT is not None:
-        return attention_dropping(
-            q_BTHK, k_BSGK, v_BSGV, window, documents, scale, dropout, noise_BT, first_head
+        assert S == T, "dropout is for training, on whole rows"
+        return attention_with_dropout(
+            q_BTHK,
+            k_BSGK,
+            v_BSGV,
+            noise_BT,
+            dropout=dropout,
+            window=window,
+            documents=documents,
+            scale=scale,
+            first_head=first_head,
         )
     window = None if window is not None and window >= S else window
     q = multipliable(q_BTHK)
@@ -249,40 +258,3 @@ def kernel(
         q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
     )
     return o.transpose(1, 2)[..., :V]
-
-
-def attention_dropping(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    window: int | None,
-    documents: Documents | None,
-    scale: float | None,
-    dropout: float,
-    noise_BT: Tensor,
-    first_head: int,
-) -> Tensor:
-    """The same, for BLOCK queries at a time, whose scores are made again in the backward: memory
-    grows with T, not with T^2."""
-    T = q.shape[1]
-    assert k.shape[1] == T, "dropout is for training, on whole rows"
-    documents_BT = None if documents is None else documents.ids_BT
-
-    def block(start: int, stop: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        first = 0 if window is None else max(0, start - window + 1)
-        seen = visible(stop - start, stop - first, window, None, q.device)
-        if documents_BT is not None:
-            seen = (
-                seen
-                & (documents_BT[:, start:stop, None] == documents_BT[:, None, first:stop])[:, None]
-            )
-        mask = weight_mask(noise_BT[:, start:stop], q.shape[2], first, stop, dropout, first_head)
-        return softmax_reference(
-            q[:, start:stop], k[:, first:stop], v[:, first:stop], seen, scale, mask, dropout
-        )[0]
-
-    bounds = [(start, min(start + BLOCK, T)) for start in range(0, T, BLOCK)]
-    outputs = [
-        checkpoint(block, start, stop, q, k, v, use_reentrant=False) for start, stop in bounds
-    ]
-    return torch.cat(outputs, 1).to(q.dtype)
