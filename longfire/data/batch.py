@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from longfire.data.pack import NO_LABEL, Packed
+from longfire.ops.device_copy import copy_to
 from longfire.ops.documents import Documents
 from longfire.ops.sequence_ops import UNDECIDED, SequenceOps
 from longfire.ops.sequence_sharding import SequenceSharding
@@ -47,9 +48,9 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """A copy on a device."""
         return Batch(
-            ids_BT=self.ids_BT.to(device),
-            labels_BT=self.labels_BT.to(device),
-            positions_BT=self.positions_BT.to(device),
+            ids_BT=copy_to(self.ids_BT, device),
+            labels_BT=copy_to(self.labels_BT, device),
+            positions_BT=copy_to(self.positions_BT, device),
             documents=None if self.documents is None else self.documents.to(device),
             pieces=self.pieces,
             ops=self.ops.to(device),

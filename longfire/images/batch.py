@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from longfire.data.pack import NO_LABEL
+from longfire.ops.device_copy import copy_to
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,16 @@ class ImageBatch:
         """A copy on a device."""
         partner_labels_B = self.partner_labels_B
         share_B = self.share_B
+        if partner_labels_B is not None:
+            partner_labels_B = copy_to(partner_labels_B, device)
+        if share_B is not None:
+            share_B = copy_to(share_B, device)
         return replace(
             self,
-            pixels_BCHW=self.pixels_BCHW.to(device),
-            labels_B=self.labels_B.to(device),
-            partner_labels_B=None if partner_labels_B is None else partner_labels_B.to(device),
-            share_B=None if share_B is None else share_B.to(device),
+            pixels_BCHW=copy_to(self.pixels_BCHW, device),
+            labels_B=copy_to(self.labels_B, device),
+            partner_labels_B=partner_labels_B,
+            share_B=share_B,
         )
 
     def select(self, numbers: slice | Tensor) -> "ImageBatch":

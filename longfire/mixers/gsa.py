@@ -19,33 +19,24 @@ from longfire.ops.norm import RMSNorm
 class GSAConfig:
     num_heads: int = required("heads of queries", example=4)
     num_kv_heads: int = key(
-        0,
-        "heads of keys and values, which divide num_heads; 0: as many as num_heads",
+        0, "heads of keys and values, which divide num_heads; 0: as many as num_heads"
     )
     num_slots: int = key(64, "slots of a head; 0: as many as a key has channels")
     expand_k: float = key(1.0, "key size of all heads together / hidden_size")
     feature_map: str = key("swish", "of queries and keys: swish, relu or t2r")
     qk_norm: bool = key(False, "an RMSNorm over each head's query and key, before the feature map")
     use_short_conv: bool = key(
-        False,
-        "whether queries, keys and values pass a short causal convolution first",
+        False, "whether queries, keys and values pass a short causal convolution first"
     )
     conv_size: int = key(4, "inputs that a short convolution sees, the current one included")
     gate_logit_normalizer: float = key(8.0, "keeps the decay near 1 at the start")
     elementwise_affine: bool = key(True, "whether the output norm has a weight")
 
     def check(self, hidden_size: int) -> None:
-        divides("gsa", "num_heads", self.num_heads, "hidden_size", hidden_size)
-        divides(
-            "gsa",
-            "num_heads",
-            self.num_heads,
-            "hidden_size * expand_k",
-            hidden_size * self.expand_k,
-        )
-        divides(
-            "gsa", "num_kv_heads", self.num_kv_heads or self.num_heads, "num_heads", self.num_heads
-        )
+        heads = self.num_heads
+        divides("gsa", "num_heads", heads, "hidden_size", hidden_size)
+        divides("gsa", "num_heads", heads, "hidden_size * expand_k", hidden_size * self.expand_k)
+        divides("gsa", "num_kv_heads", self.num_kv_heads or heads, "num_heads", heads)
         positive("gsa", conv_size=self.conv_size, gate_logit_normalizer=self.gate_logit_normalizer)
         one_of("gsa", "feature_map", self.feature_map, ("swish", "relu", "t2r"))
 
@@ -73,11 +64,9 @@ class GSA(ConvolvedState):
     def __init__(self, model: ModelConfig, config: GSAConfig, layer: int) -> None:
         super().__init__(model, config, layer)
         kv_heads = config.num_kv_heads or config.num_heads
-        sizes = (
-            round(self.hidden_size * config.expand_k) // config.num_heads,
-            self.hidden_size // config.num_heads,
-        )
-        self.make_heads((config.num_heads, kv_heads, kv_heads), sizes)
+        key_size = round(self.hidden_size * config.expand_k) // config.num_heads
+        value_size = self.hidden_size // config.num_heads
+        self.make_heads((config.num_heads, kv_heads, kv_heads), (key_size, value_size))
         self.make_qk_norm(model)
         self.slots = config.num_slots or self.head_k
         self.f_proj = Linear(self.hidden_size, kv_heads * self.slots, bias=False)
@@ -119,6 +108,5 @@ class GSA(ConvolvedState):
 
     def flops_per_token(self, seq_len: int) -> float:
         matrices = 2 * sum(p.numel() for p in self.parameters() if p.dim() >= 2)
-        return matrices + 4 * self.heads * self.slots * (
-            self.head_k + self.head_v
-        )  # write and read both states
+        states = self.heads * self.slots * (self.head_k + self.head_v)
+        return matrices + 4 * states  # both are written and read

@@ -6,6 +6,7 @@ fast form with its reference on the machine at hand.
     forms.py             the forms of an op, and which of them runs
     choice.py            decides that, by device and by what is installed
     pretending.py        a planner's fake tensors on a CUDA device that is not here
+    device_copy.py       copies to a device for which the host does not wait
     documents.py         where documents lie in a batch of packed sequences
     document_starts.py   where they begin in each sequence, as numbers
     bf16.py              whether a device multiplies bf16 in hardware

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longfire.ops.device_copy import copy_to
+
 
 @dataclass(frozen=True)
 class Documents:
@@ -27,13 +29,14 @@ class Documents:
     cu_lengths_cpu: Tensor
 
     def to(self, device: torch.device | str) -> "Documents":
-        return replace(self, ids_BT=self.ids_BT.to(device), cu_lengths=self.cu_lengths.to(device))
+        ids_BT = copy_to(self.ids_BT, device)
+        return replace(self, ids_BT=ids_BT, cu_lengths=copy_to(self.cu_lengths, device))
 
     @cached_property
     def cu_lengths_int64(self) -> Tensor:
         """cu_lengths as fla's kernels take it: one tensor a batch, since their tables of chunks are
         kept by its identity."""
-        return self.cu_lengths_cpu.to(self.cu_lengths.device)
+        return copy_to(self.cu_lengths_cpu, self.cu_lengths.device)
 
     def of(self, numbers: Any) -> "Documents":
         """Those of some sequences: a slice, or their numbers."""

@@ -28,9 +28,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Choice(NamedTuple):
-    # "torch": our own forms on torch; "triton": our own kernels; "fla": flash-linear-attention's
-    # kernels; "reference": the readable reference implementation
-    name: str
+    name: str  # torch or triton (our own forms), fla (its kernels), or reference
     why: str
 
 

@@ -16,6 +16,7 @@ def row_noise(
         if isinstance(part, Tensor):
             low = part.to(torch.int32)
         else:
-            low = torch.tensor(part, device=device).to(torch.int32)
+            # filled on the device: a copy of a number would wait for it
+            low = torch.full((), part, dtype=torch.int64, device=device).to(torch.int32)
         noise_B = mixed(noise_B + low)
     return with_index(noise_B, torch.arange(tokens, dtype=torch.int32, device=device))

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from longfire.ops.attention_blocks import Manner, Piece
+from longfire.ops.device_copy import copy_to
 from longfire.ops.document_starts import starts_of
 from longfire.ops.documents import Documents
 
@@ -195,7 +196,7 @@ class ContextShard:
         return cls(layout, rank, row_ids_BP, flows=documents is None)
 
     def to(self, device: torch.device | str) -> "ContextShard":
-        return replace(self, row_ids_BP=self.row_ids_BP.to(device))
+        return replace(self, row_ids_BP=copy_to(self.row_ids_BP, device))
 
     def of(self, rows: slice | Tensor) -> "ContextShard":
         return replace(self, row_ids_BP=self.row_ids_BP[rows])
