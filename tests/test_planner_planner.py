@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from longfire.planner.forecast import Plan
 from longfire.planner.live_bytes import LiveBytes
 from longfire.planner.part import HEAD
 from longfire.planner.planner import Planner
+from longfire.planner.tables import findings
 from longfire.training.setup import make_state
 from longfire.training.step import train_step
 from longfire.training.throughput import random_batch
@@ -141,6 +143,41 @@ def test_what_holds_less_holds_less(compose):
     assert bytes_of(tp=2, dp_shard=4) < bytes_of(dp_shard=4)
 
 
+def test_parameters_on_the_host_are_counted_there(compose):
+    """Masters, gradients and AdamW's two moments, 4 bytes each, of a process's shard."""
+    settings = {"training.global_batch_size": 16, "parallelism.cpu_offload": True}
+    run = compose(SMALL, 8, **settings)
+    planner = Planner(run, H100)
+    forecast = planner.forecast(planner.of_recipe())
+    parameters = sum(p.numel() for p in on_meta(run.known_model_config).parameters())
+    # Rows that 8 does not divide leave the last processes with fewer.
+    assert 16 * parameters / 8 <= forecast.host_bytes < 1.1 * 16 * parameters / 8
+    assert forecast.peak.parameters == 0 and forecast.fits
+    little = Planner(run, replace(H100, host_bytes=forecast.host_bytes / 2))
+    own = little.forecast(little.of_recipe())
+    assert not own.fits and own.binds == "host memory"
+    words = "\n".join(findings(little, little.with_largest(own)))
+    assert "the host's memory" in words and "--host-memory" in words
+    assert little.with_largest(own).largest["batch_size"] == 0
+
+
+def test_activations_on_the_host_are_counted_there(compose):
+    """What is no longer kept on the device is kept on the host, and is copied there and back."""
+    offloaded = {"activation_checkpoint.offload": True, "training.device": "auto"}
+    planners = [Planner(compose(SMALL, **more), H100) for more in ({}, offloaded)]
+    here, there = (planner.forecast(planner.of_recipe()) for planner in planners)
+    kept = []
+    for planner in planners:
+        plan = planner.of_recipe()
+        parts = [planner.part(plan, name, planner.seq_len) for name in planner.names_of(plan, 0)]
+        kept.append(sum(part.kept for part in parts))
+    assert here.host_bytes == 0 < there.host_bytes
+    # The device holds again what its own copy leaves behind; whole numbers and masks stay there.
+    assert 0 < kept[0] - kept[1] <= there.host_bytes
+    seconds = there.parts["activations to the host and back"]
+    assert seconds == pytest.approx(2 * there.host_bytes / cost.HOST_LINK)
+
+
 def test_the_formulas_of_time():
     assert cost.gathered_bytes(8.0, 4) == 6 and cost.reduced_bytes(8.0, 4) == 12
     assert cost.bandwidth(H100, 8, 1) == cost.LINK_EFFICIENCY * H100.link
@@ -156,9 +193,9 @@ def test_the_formulas_of_time():
         0, 4, 8, "GPipe"
     ) == 8
     assert (
-        cost.bytes_of("80GB") == 80e9
-        and cost.bytes_of("1.5 GiB") == 1.5 * 2**30
-        and cost.bytes_of("7") == 7
+        cost.bytes_of("80GB", "--memory") == 80e9
+        and cost.bytes_of("1.5 GiB", "--memory") == 1.5 * 2**30
+        and cost.bytes_of("7", "--memory") == 7
     )
 
 
@@ -167,6 +204,7 @@ def test_the_formulas_of_time():
     [
         ("--device h100", "--device = 'h100' is not one of a100-40gb"),
         ("--memory much", "--memory = 'much' is no size: write it as 80GB"),
+        ("--host-memory none", "--host-memory = 'none' is no size: write it as 80GB"),
         ("--gpus 0", "invalid whole number from 1 on value: '0'"),
         ("--gpus 6 --parallelism.tensor_parallel_degree 4", "tensor_parallel_degree = 4"),
         (

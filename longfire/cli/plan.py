@@ -36,6 +36,13 @@ def plan(words: Sequence[str]) -> int:
         help="of a device, as 80GB or 80GiB (default: that of --device)",
     )
     parser.add_argument(
+        "--host-memory",
+        default="",
+        metavar="SIZE",
+        help="a device's share of its machine's memory, for what is offloaded to it (default: that "
+        "of --device's usual machine)",
+    )
+    parser.add_argument(
         "--alternatives",
         type=at_least(0),
         default=8,
@@ -55,7 +62,7 @@ def plan(words: Sequence[str]) -> int:
     from longfire.planner.planner import Planner
     from longfire.planner.tables import plan_run
 
-    device = device_of(options.device, options.memory)
+    device = device_of(options.device, options.memory, options.host_memory)
     if options.context:
         refuse_other_tasks(run, "longfire plan --context")
         from longfire.planner.context_tables import plan_context

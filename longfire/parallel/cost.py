@@ -39,7 +39,7 @@ ZERO_BUBBLE = {"InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"}
 LATENCY = (
     10e-6  # seconds before a message's first byte: a kernel's launch and a handshake; an assumption
 )
-HOST_LINK = 50e9  # bytes/s between a device and the host's memory (PCIe 5 x16: 63), for cpu_offload
+HOST_LINK = 50e9  # bytes/s between a device and the host's memory (PCIe 5 x16: 63)
 HOST_MEMORY = (
     40e9  # bytes/s of the host's memory that is one device's share, where the optimizer then runs
 )
@@ -51,7 +51,8 @@ class Device:
 
     efficiency: share of `flops` that large training steps reach in their matrix products, attention
     and all between them.
-    node: devices that are joined by `link`; `network`: between nodes.
+    node: devices that are joined by `link`; `network`: between nodes. host_bytes: its share of its
+    machine's memory.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Device:
     network: float
     node: int = 8
     efficiency: float = 0.5
+    host_bytes: float = 250e9  # 2 TB for eight devices, as in a DGX A100 640GB, H100 and H200
 
     @property
     def usable_bytes(self) -> float:
@@ -84,6 +86,7 @@ DEVICES = {
             25e9,
             8,
             0.6,
+            125e9,  # 1 TB for eight, as in a DGX A100 320GB
         ),
         Device(
             "a100-80gb",
@@ -145,9 +148,9 @@ DEFAULT_DEVICE = "h100-80gb"
 CPU = Device("cpu", 8e9, {"bfloat16": 5e10, "float32": 5e10}, 1e10, 1e9, 1e9)
 
 
-def device_of(name: str, memory: str = "") -> Device:
-    """The device of this name, with another memory if one is given. Raises SettingsError naming
-    those that are known."""
+def device_of(name: str, memory: str = "", host_memory: str = "") -> Device:
+    """The device of this name, with another memory, or share of its machine's memory, if one is
+    given. Raises SettingsError naming those that are known."""
     if name not in DEVICES:
         raise SettingsError(
             f"--device = {name!r} is not one of {', '.join(DEVICES)}; take the nearest and say "
@@ -155,7 +158,9 @@ def device_of(name: str, memory: str = "") -> Device:
         )
     device = DEVICES[name]
     if memory:
-        return replace(device, memory_bytes=bytes_of(memory))
+        device = replace(device, memory_bytes=bytes_of(memory, "--memory"))
+    if host_memory:
+        device = replace(device, host_bytes=bytes_of(host_memory, "--host-memory"))
     return device
 
 
@@ -175,16 +180,16 @@ def device_here(name: str, memory_bytes: float) -> Device:
     return replace(DEVICES[pcie or nearest], memory_bytes=memory_bytes)
 
 
-def bytes_of(text: str) -> float:
-    """80GB -> 80e9, 80GiB -> 80 * 2^30. Raises SettingsError."""
+def bytes_of(text: str, option: str) -> float:
+    """80GB -> 80e9, 80GiB -> 80 * 2^30. Raises SettingsError naming the option."""
     number = text.strip().rstrip("BbIiKkMmGgTt")
     unit = text.strip()[len(number) :].upper() or "B"
     try:
         size = float(number) * UNITS[unit]
     except (ValueError, KeyError):
-        raise SettingsError(f"--memory = {text!r} is no size: write it as 80GB or 80GiB") from None
+        raise SettingsError(f"{option} = {text!r} is no size: write it as 80GB or 80GiB") from None
     if not 0 < size < float("inf"):
-        raise SettingsError(f"--memory = {text!r} must be above 0")
+        raise SettingsError(f"{option} = {text!r} must be above 0")
     return size
 
 

@@ -98,9 +98,10 @@ class Forecast:
 
     plan: Plan
     peak: Moment
+    host_bytes: float  # in the host's memory, of the process that holds most there
     fits: bool
     seconds: float
-    parts: dict[str, float]  # seconds of compute, uneven rows, network, pipeline bubble, optimizer
+    parts: dict[str, float]  # seconds of compute, network, optimizer, and others, by name
     collectives: tuple[Collective, ...]
     flops: float  # of a step, all processes, as the mathematics needs them
     flops_again: float  # recomputed

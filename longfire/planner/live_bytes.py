@@ -44,6 +44,7 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.sizes: dict[int, int] = {}
         self.now = 0
+        self.on_host: dict[int, int] = {}
         self.owners = list(owners)
         self.instants: list[tuple[int, int]] = []  # all bytes, and those of the owners' gradients
         self.operations: list[str] = []
@@ -52,16 +53,25 @@ class LiveBytes(TorchDispatchMode):
     def note(self, tensors: object) -> None:
         """Count the storages of these (any nesting) until they die."""
         for tensor in tree_leaves(tensors):
-            # meta stands for the host's memory
-            if not isinstance(tensor, Tensor) or tensor.device.type == "meta":
+            if not isinstance(tensor, Tensor):
                 continue
             storage = tensor.untyped_storage()
             key = storage._cdata
+            if tensor.device.type == "meta":  # stands for the host's memory
+                if key not in self.on_host:
+                    weakref.finalize(storage, self.on_host.pop, key, 0)
+                self.on_host[key] = storage.nbytes()
+                continue
             if key not in self.sizes:
                 weakref.finalize(storage, self.forget, key)
                 self.sizes[key] = 0
             self.now += storage.nbytes() - self.sizes[key]
             self.sizes[key] = storage.nbytes()
+
+    @property
+    def host_bytes(self) -> int:
+        """Of what lives in the host's memory."""
+        return sum(self.on_host.values())
 
     def forget(self, key: int) -> None:
         """A storage has died."""

@@ -27,7 +27,7 @@ class Part:
     forward, backward: after each operation; what enters is counted, and so are the parameters'
     gradients. further: the backward of a micro-batch whose gradients are added to those of an
     earlier one, which are held before it. kept: from forward to backward, without what the next
-    part is given. passed: that.
+    part is given. passed: that. kept_on_host: from forward to backward, in the host's memory.
     """
 
     forward: tuple[int, ...]
@@ -36,6 +36,7 @@ class Part:
     kept: int
     passed: int
     operations: tuple[str, ...] = ()  # of the forward
+    kept_on_host: int = 0
 
     @cached_property
     def forward_peak(self) -> int:
@@ -70,6 +71,7 @@ class Part:
             peak_on_lines(one.further, two.further, (0, 0), count),
             on_line(one.kept, two.kept, count),
             on_line(one.passed, two.passed, count),
+            kept_on_host=on_line(one.kept_on_host, two.kept_on_host, count),
         )
 
 
@@ -177,6 +179,7 @@ def traced(
         del box
         passed = y.untyped_storage().nbytes() if y.dim() else 0
         kept = live.now - before - passed
+        kept_on_host = live.host_bytes
         operations = len(live.instants)
         loss = Exit.apply(y) if y.dim() else y
         del y
@@ -191,6 +194,7 @@ def traced(
         kept=kept,
         passed=passed,
         operations=tuple(live.operations[:operations]),
+        kept_on_host=kept_on_host,
     )
 
 

@@ -101,6 +101,23 @@ class ProcessMemory:
             gathered=shards.always,
         )
 
+    def host_bytes(self) -> float:
+        """What it holds in the host's memory: with cpu_offload its shards of parameters, gradients
+        and optimizer, with activation_checkpoint.offload what the blocks of the micro-batches on
+        their way keep."""
+        plan = self.plan
+        in_flight = cost.in_flight(self.process, plan.pp, plan.microbatches, self.schedule)
+        held = in_flight * self.kept_on_host
+        if not self.on_device:
+            for group in self.group.values():
+                held += 2 * MASTER_BYTES * group.shard + group.state
+        return held
+
+    @property
+    def kept_on_host(self) -> float:
+        """What a micro-batch keeps there."""
+        return float(sum(part.kept_on_host for part in self.parts.values()))
+
     def kept_of_others(self, keeps: dict[int | str, float]) -> float:
         """The bytes that are kept for other micro-batches, and those of tokens and of what one
         stage passes to the next."""
@@ -162,21 +179,21 @@ def describe(name: int | str) -> str:
 
 def largest(
     measure: Callable[[int], float],
-    bytes_limit: float,
+    limit: float,
     least: int = 1,
 ) -> int:
-    """The largest number, a multiple of `least`, whose bytes fit; 0 if none. The bytes grow
-    with the number."""
-    if measure(least) > bytes_limit:
+    """The largest number, a multiple of `least`, whose measure is at most the limit; 0 if none. The
+    measure grows with the number."""
+    if measure(least) > limit:
         return 0
     low = 1
     high = 2
-    while measure(high * least) <= bytes_limit and high < MOST:
+    while measure(high * least) <= limit and high < MOST:
         low = high
         high = 2 * high
     while high - low > max(1, low // 512):
         middle = (low + high) // 2
-        if measure(middle * least) <= bytes_limit:
+        if measure(middle * least) <= limit:
             low = middle
         else:
             high = middle

@@ -70,26 +70,41 @@ class Planner(MeasuredRun):
             moments += memory.moments()
         return max(moments, key=lambda moment: moment.total)
 
+    def host_bytes(self, plan: Plan, seq_len: int = 0) -> float:
+        """In the host's memory, of the process that holds most there. seq_len: 0 for the
+        recipe's."""
+        held = []
+        for process in range(plan.pp):
+            memory = ProcessMemory(self, plan, process, seq_len or self.seq_len)
+            held.append(memory.host_bytes())
+        return max(held)
+
+    def filled(self, plan: Plan, seq_len: int = 0) -> float:
+        """The share of the memory that is taken, of the device or of the host, whichever is
+        fuller."""
+        of_device = self.peak(plan, seq_len).total / self.device.usable_bytes
+        return max(of_device, self.host_bytes(plan, seq_len) / self.device.host_bytes)
+
     def largest_batch_size(self, plan: Plan) -> int:
         """The most sequences of a micro-batch that fit."""
 
-        def bytes_of(batch_size: int) -> float:
-            return self.peak(replace(plan, batch_size=batch_size)).total
+        def filled(batch_size: int) -> float:
+            return self.filled(replace(plan, batch_size=batch_size))
 
-        return largest(bytes_of, self.device.usable_bytes)
+        return largest(filled, 1.0)
 
     def largest_seq_len(self, plan: Plan) -> int:
         """The longest sequence that fits, in tokens; of images, whose tokens are given, these."""
         if self.model_config.image_size:
             return self.seq_len
 
-        def bytes_of(seq_len: int) -> float:
-            return self.peak(plan, seq_len).total
+        def filled(seq_len: int) -> float:
+            return self.filled(plan, seq_len)
 
         step = plan.tp * plan.cp
         if self.seq_len >= 64:
             step *= 64
-        return largest(bytes_of, self.device.usable_bytes, step)
+        return largest(filled, 1.0, step)
 
     # Forecasts
 
@@ -103,18 +118,24 @@ class Planner(MeasuredRun):
         collectives = tuple(self.collectives(plan))
         parts = parts_of_step(self, plan, collectives)
         seconds = sum(parts.values())
-        fits = peak.total <= self.device.usable_bytes
+        host_bytes = self.host_bytes(plan)
+        fits_on_host = host_bytes <= self.device.host_bytes
+        fits_on_device = peak.total <= self.device.usable_bytes
         of_blocks = sum(flops["block"] for flops in self.flops_of)
         flops = 3 * self.tokens * (of_blocks + self.flops_of_head)
         computed = self.tokens * sum(flops_on(self, plan, process) for process in range(plan.pp))
         hours = self.run.steps * seconds / 3600
-        binds = "memory"
-        if fits:
+        if not fits_on_device:
+            binds = "memory"
+        elif not fits_on_host:
+            binds = "host memory"
+        else:
             binds = max(parts, key=parts.__getitem__)
         return Forecast(
             plan=plan,
             peak=peak,
-            fits=fits,
+            host_bytes=host_bytes,
+            fits=fits_on_device and fits_on_host,
             seconds=seconds,
             parts=parts,
             collectives=collectives,

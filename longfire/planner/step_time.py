@@ -197,12 +197,25 @@ def parts_of_step(
         "uneven rows": uneven,
         "network": network,
         "pipeline bubble": (compute + uneven + network) * idle / (1 - idle),
+        "activations to the host and back": offload_seconds(measured, plan),
         "optimizer": cost.optimizer_seconds(
             most_numbers(measured, plan),
             measured.device,
             parallelism.cpu_offload,
         ),
     }
+
+
+def offload_seconds(measured: MeasuredRun, plan: Plan) -> float:
+    """What blocks keep is copied to the host and back in the order of the device's stream, so that
+    nothing hides it."""
+    slowest = 0.0
+    for process in range(plan.pp):
+        names = measured.names_of(plan, process)
+        here = plan.here(measured.seq_len)
+        kept = sum(measured.part(plan, name, here).kept_on_host for name in names)
+        slowest = max(slowest, 2 * kept * plan.microbatches / cost.HOST_LINK)
+    return slowest
 
 
 def network_seconds(

@@ -20,6 +20,8 @@ from longfire.plural import counted
 
 FILE_WIDTH = 130  # of tables that go to a file or a pipe
 SHOWN = 8  # groups of ranks
+# parts of a step that are shown only where they take time
+RARE = ("uneven rows", "activations to the host and back")
 HELD = ("parameters", "gradients", "optimizer", "activations", "gathered", "logits")
 
 
@@ -140,8 +142,15 @@ def memory_table(device: Device, own: Forecast) -> Table:
     table.add_row(
         "fits into",
         f"{device.usable_bytes / GIB:.2f}",
-        style="green" if own.fits else "red",
+        style="green" if own.peak.total <= device.usable_bytes else "red",
     )
+    if own.host_bytes:
+        table.add_row("in the host's memory", f"{own.host_bytes / GIB:.2f}", style="bold")
+        table.add_row(
+            "fits into a device's share",
+            f"{device.host_bytes / GIB:.2f}",
+            style="green" if own.host_bytes <= device.host_bytes else "red",
+        )
     return table
 
 
@@ -149,8 +158,8 @@ def time_table(own: Forecast) -> Table:
     """Where the seconds of a step go."""
     table = Table("a step", "", title_justify="left")
     for name, seconds in own.parts.items():
-        if name == "uneven rows" and not seconds:
-            continue  # of sequences that are shared
+        if name in RARE and not seconds:
+            continue
         table.add_row(name, f"{seconds:.3g} s ({seconds / own.seconds:.0%})")
     table.add_row("seconds", f"{own.seconds:.4g}", style="bold")
     table.add_row("tokens/s", f"{own.tokens_per_second:,.0f}")
@@ -224,9 +233,15 @@ def findings(planner: Planner, own: Forecast) -> list[str]:
         f"training.seq_len = {length:,} at this batch"
     )
     binds = f"what binds: {own.binds}"
-    if not own.fits:
+    if own.binds == "memory":
         lacks = (own.peak.total - planner.device.usable_bytes) / GIB
         binds = f"what binds: memory; {lacks:.2f} GiB are missing: this plan does not fit"
+    elif own.binds == "host memory":
+        lacks = (own.host_bytes - planner.device.host_bytes) / GIB
+        binds = (
+            f"what binds: the host's memory; {lacks:.2f} GiB are missing of a device's share: this "
+            "plan does not fit (--host-memory says how much there is)"
+        )
     lines = [binds, most]
     if planner.run.float8.enable_float8_linear:
         lines.append(
