@@ -8,6 +8,7 @@ from longfire.cli.doctor import doctor
 from longfire.cli.eval import evaluate
 from longfire.cli.export import export
 from longfire.cli.generate import generate
+from longfire.cli.gpu_check import gpu_check
 from longfire.cli.import_ import adopt
 from longfire.cli.init import init
 from longfire.cli.plan import plan
@@ -21,7 +22,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     "train a model": {"init": init, "prepare": prepare, "train": train},
     "use it": {"eval": evaluate, "generate": generate, "report": report},
     "Hugging Face weights": {"export": export, "import": adopt, "convert": convert},
-    "devices": {"plan": plan, "bench": bench, "doctor": doctor},
+    "devices": {"plan": plan, "bench": bench, "doctor": doctor, "gpu-check": gpu_check},
 }
 COMMANDS: dict[str, Command] = {
     name: command for group in GROUPS.values() for name, command in group.items()

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from longfire.doctor.cases import all_cases
-from longfire.doctor.op_cases import DTYPES, Case, errors, tolerance
+from longfire.doctor.op_cases import DTYPES, Case, Sizes, errors, tolerance
 from longfire.errors import UserError, first_line
 from longfire.launch import cxx_compiler
 from longfire.ops.bf16 import native_bf16
@@ -33,10 +33,12 @@ def check(
     case: Case,
     device: torch.device,
     dtype: torch.dtype,
+    sizes: Sizes | None = None,
 ) -> tuple[bool, str, str]:
-    """(right or not, which result was furthest off, by how much or what was raised)."""
+    """(right or not, which result was furthest off, by how much or what was raised). sizes: those
+    of the device if None."""
     try:
-        found = errors(case, device, dtype)
+        found = errors(case, device, dtype, sizes)
     except Exception as error:
         # what a kernel raises that cannot run here is a finding, whatever its class, not the end
         if isinstance(error, UserError):
@@ -44,7 +46,8 @@ def check(
         return False, type(error).__name__, first_line(error, 80)
     worst = max(found, key=found.__getitem__)
     error_of_worst = found[worst]
-    is_right = error_of_worst <= tolerance(case, device, dtype)
+    tokens = sizes.T if sizes else None
+    is_right = error_of_worst <= tolerance(case, device, dtype, tokens)
     return is_right, worst, f"{error_of_worst:.1e}"
 
 
