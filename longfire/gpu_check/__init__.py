@@ -7,6 +7,7 @@ in the order of the flow:
     facts.py         the card, the versions, the speed of a matrix product and of a copy
     op_checks.py     every op beside its reference, at small and at recipe sizes
     graphs.py        a block of each mixer: graphs, recompilations, kernels, waits of the host
+    short_run.py     the quickstart in short runs, one of them killed and resumed
     peers.py         the same models of transformers or fla in a plain loop
     speed.py         tokens a second of each model, beside its peer
     kernel_kinds.py  the kinds of kernels, and what the device does of each

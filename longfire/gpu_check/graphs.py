@@ -48,6 +48,8 @@ FIRST = ("attention", "gla", "gated_delta_net", "mamba2")  # those of the models
 LENGTHS = {True: (48, 64), False: (512, 768)}  # True: small
 HIDDEN = {True: 128, False: 256}
 SEQUENCES, WORDS = 2, 512
+# By whether there is a GPU: without one the last stage, which makes kernels, says nothing
+COMPILER = {True: "inductor", False: "aot_eager_decomp_partition"}
 WAITED = "synchronizing CUDA operation"
 
 
@@ -72,8 +74,7 @@ class Block:
             **OWN_BLOCKS.get(mixer, {}),
         )
         self.model: Model = build(config, 0, device, dtype)
-        # without a GPU the compiler's last stage, which makes kernels, says nothing
-        self.counter = CompileCounterWithBackend("inductor" if work.is_cuda else "aot_eager")
+        self.counter = CompileCounterWithBackend(COMPILER[work.is_cuda])
         for block in self.model.layers:
             block.compile(dynamic=False, backend=self.counter)
 
