@@ -11,6 +11,10 @@ in the order of the flow:
     peers.py         the same models of transformers or fla in a plain loop
     speed.py         tokens a second of each model, beside its peer
     kernel_kinds.py  the kinds of kernels, and what the device does of each
+    step_profile.py  one profiled step by kind of kernel, beside the roofline
+    roofline.py      counted FLOPs and bytes of a step, and the seconds they take at least
+    saving.py        what a checkpoint costs the training
+    long_row.py      one sequence of 32,768 tokens
     goals.py         the summary against the goals of speed
     stages.py        the table of the stages, in their order
     processes.py     a stage in a process of its own, with a time limit

@@ -22,6 +22,7 @@ SMALL_OF = {
     "transformer-1b": SMALL_MLP | {"model.attention.num_heads": "4"},
     "transformer-7b": SMALL_MLP
     | {"model.attention.num_heads": "4", "model.attention.num_kv_heads": "2"},
+    "transformer-340m": SMALL_MLP | {"model.attention.num_heads": "4"},
     "gla-1b": SMALL_MLP,
     "gpt3-xl": SMALL_MLP | {"model.attention.num_heads": "4"},
     "gated-deltanet-1b": SMALL_MLP

@@ -1,6 +1,15 @@
 """The table of the stages, in the order in which they run."""
 
-from longfire.gpu_check import facts, graphs, op_checks, short_run, speed
+from longfire.gpu_check import (
+    facts,
+    graphs,
+    long_row,
+    op_checks,
+    saving,
+    short_run,
+    speed,
+    step_profile,
+)
 from longfire.gpu_check.stage import Stage
 
 STAGES: tuple[Stage, ...] = (
@@ -9,5 +18,8 @@ STAGES: tuple[Stage, ...] = (
     *graphs.STAGES,
     short_run.STAGE,
     *speed.STAGES,
+    *step_profile.STAGES,
+    saving.STAGE,
+    *long_row.STAGES,
     graphs.LAST,
 )
