@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUN     = $(VENV)/bin/longfire
 
-.PHONY: train test test-all lint house bench story reference docs triton null-gpu null-gpu-table install clean
+.PHONY: train test test-all lint house bench story reference docs triton null-gpu null-gpu-table null-gpu-check install clean
 
 train: install                       ## real text -> tokenizer -> model -> evaluation -> Hugging Face weights -> report
 	$(RUN) train recipes/quickstart.toml
@@ -49,6 +49,9 @@ null-gpu: $(NULL_GPU)/venv/.installed      ## the host code of CUDA without a GP
 
 null-gpu-table: $(NULL_GPU)/venv/.installed
 	$(NULL_START) tests/null_gpu/recipe_memory.py docs/gpu.md
+
+null-gpu-check: $(NULL_GPU)/venv/.installed
+	$(NULL_START) tests/null_gpu/gpu_check.py $(NULL_GPU)/gpu-check.jsonl
 
 $(NULL_GPU)/venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(NULL_GPU)/venv

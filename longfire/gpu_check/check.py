@@ -23,6 +23,7 @@ from longfire.plural import duration
 STYLES = {"ok": "green", "skipped": "yellow", "wrong": "bold red", "failed": "bold red"}
 LIMIT_FACTOR = 3  # of its estimate: after so long a stage is taken for one that hangs
 LEAST_LIMIT = 60  # seconds
+SHOWN_PROBLEMS = 8  # of a stage, on the console; the file has all
 WIDTHS = (28, 8, 7)  # of the table's columns: stage, state, seconds
 
 
@@ -105,8 +106,11 @@ class Check:
             columns(name, ended.state, f"{ended.seconds:.0f}", ""),
             Text(outcome.row or "no outcome", style=STYLES[ended.state]),
         )
-        for problem in outcome.problems:
+        for problem in outcome.problems[:SHOWN_PROBLEMS]:
             self.console.print(f"  {ended.state}: {problem}", style=STYLES["wrong"])
+        more = len(outcome.problems) - SHOWN_PROBLEMS
+        if more > 0:
+            self.console.print(f"  {ended.state}: {more} more, in {self.output}")
         for missing in outcome.missing:
             self.console.print(f"  not looked at: {missing}", style=STYLES["skipped"])
 

@@ -39,16 +39,14 @@ SETTINGS: dict[str, JsonObject] = {
     "rwkv7": {"head_dim": 64},
     "mamba": {"state_size": 16},
 }
-OWN_BLOCKS: dict[str, JsonObject] = {
-    "mamba": {"mlp": "none"},
-    "mamba2": {"mlp": "none"},
-    "rwkv7": {"mlp": "channel_mix", "norm": "layernorm", "embed_norm": True},
-}
+# Blocks that are not Llama's
+MLPS = {"mamba": "none", "mamba2": "none", "rwkv7": "channel_mix"}
+WITH_LAYERNORM = ("rwkv7",)
 FIRST = ("attention", "gla", "gated_delta_net", "mamba2")  # those of the models that are timed
 LENGTHS = {True: (48, 64), False: (512, 768)}  # True: small
 HIDDEN = {True: 128, False: 256}
 SEQUENCES, WORDS = 2, 512
-# By whether there is a GPU: without one the last stage, which makes kernels, says nothing
+# By whether kernels are made: at small sizes, and without a GPU, they say nothing
 COMPILER = {True: "inductor", False: "aot_eager_decomp_partition"}
 WAITED = "synchronizing CUDA operation"
 
@@ -71,10 +69,13 @@ class Block:
             mixers={mixer: dict(SETTINGS[mixer])},
             intermediate_size=2 * HIDDEN[work.is_small],
             vocab_size=WORDS,
-            **OWN_BLOCKS.get(mixer, {}),
+            mlp=MLPS.get(mixer, "swiglu"),
+            norm="layernorm" if mixer in WITH_LAYERNORM else "rmsnorm",
+            embed_norm=mixer in WITH_LAYERNORM,
         )
         self.model: Model = build(config, 0, device, dtype)
-        self.counter = CompileCounterWithBackend(COMPILER[work.is_cuda])
+        self.makes_kernels = work.is_cuda and not work.is_small
+        self.counter = CompileCounterWithBackend(COMPILER[self.makes_kernels])
         for block in self.model.layers:
             block.compile(dynamic=False, backend=self.counter)
 
@@ -143,6 +144,7 @@ def look_at(mixer: str, work: Work) -> tuple[JsonObject, list[str]]:
     if work.is_cuda:
         found["waits"] = block.waits(short, False)
         found["waits_with_documents"] = block.waits(short, True)
+    if block.makes_kernels:
         found["launches"] = block.launches(short)
     problems: list[str] = []
     for name, what in (
@@ -192,11 +194,10 @@ def row_of(mixer: str, found: JsonObject) -> str:
         f"{found['breaks']} breaks",
         f"{found['longer']} anew for a longer row",
     ]
+    if "waits" in found:
+        words.append(f"{found['waits']} waits ({found['waits_with_documents']} with documents)")
     if "launches" in found:
-        words += [
-            f"{found['launches']} launches",
-            f"{found['waits']} waits ({found['waits_with_documents']} with documents)",
-        ]
+        words.append(f"{found['launches']} launches")
     return ", ".join(words)
 
 
@@ -205,5 +206,5 @@ def others() -> tuple[str, ...]:
     return tuple(name for name in MIXERS if name not in FIRST)
 
 
-STAGES = tuple(Stage(f"graphs {name}", 40, 8, partial(measure, mixers=(name,))) for name in FIRST)
+STAGES = tuple(Stage(f"graphs {name}", 30, 8, partial(measure, mixers=(name,))) for name in FIRST)
 LAST = Stage("graphs of other mixers", 150, 25, partial(measure, mixers=others()))

@@ -29,7 +29,8 @@ def measure(work: Work, model: str) -> Outcome:
         return Outcome(row, numbers)
     numbers["planned_bytes"] = planned
     row += f", {number(numbers, 'memory_bytes') / GIB:.1f} GiB held, {planned / GIB:.1f} planned"
-    return Outcome(row, numbers, tuple(memory_problems(numbers)))
+    problems = [] if work.is_small else memory_problems(numbers)
+    return Outcome(row, numbers, tuple(problems))
 
 
 STAGES = tuple(

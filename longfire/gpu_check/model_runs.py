@@ -5,6 +5,7 @@ from typing import TypedDict, Unpack
 
 import torch
 
+from longfire.config.model_config import ModelConfig
 from longfire.config.run import Run
 from longfire.gpu_check.stage import Work
 from longfire.parallel.cost import Device, device_here
@@ -63,6 +64,13 @@ def run_of(name: str, work: Work, **sizes: Unpack[Sizes]) -> Run:
     if work.is_small:
         overrides |= SMALL | SMALL_OF[name]
     return Run.compose(None, overrides)
+
+
+def config_of(run: Run) -> ModelConfig:
+    """The model's config with its vocabulary; all models here are longfire's own."""
+    config = run.known_model_config
+    assert isinstance(config, ModelConfig)
+    return config.with_vocabulary(run.vocab_size)
 
 
 def planned_bytes(run: Run, device: Device) -> float:

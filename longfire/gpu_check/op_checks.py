@@ -13,7 +13,8 @@ from longfire.json_types import JsonObject
 from longfire.ops.choice import choose, describe
 from longfire.plural import counted
 
-# B, T, H, K, V, W; the cases need a multiple of 4 heads. A reference in float64 writes all T x T scores, and takes token after token.
+# B, T, H, K, V, W; the cases need a multiple of 4 heads. A reference in float64 writes all T x T
+# scores, and takes token after token.
 RECIPE_SIZES = Sizes(1, 2048, 8, 128, 256, 2048)
 SMALL_SIZES = {  # on a CPU: by whether the sizes are those of a recipe
     False: Sizes(1, 70, 4, 8, 12, 40),
@@ -107,5 +108,5 @@ def is_lost(device: torch.device) -> bool:
 
 STAGES = (
     Stage("ops at small sizes", 120, 25, partial(measure, is_recipe=False)),
-    Stage("ops at recipe sizes", 150, 25, partial(measure, is_recipe=True)),
+    Stage("ops at recipe sizes", 120, 25, partial(measure, is_recipe=True)),
 )

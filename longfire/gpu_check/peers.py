@@ -12,6 +12,7 @@ from longfire.config.model_config import ModelConfig
 from longfire.config.run import Run
 from longfire.device import wait
 from longfire.errors import MachineError
+from longfire.gpu_check.model_runs import config_of
 from longfire.gpu_check.stage import Work
 from longfire.huggingface.families import class_of_export, config_to_hf
 
@@ -57,7 +58,7 @@ class PlainLoop:
 
     def __init__(self, run: Run, work: Work) -> None:
         self.device = work.device
-        config = run.known_model_config.with_vocabulary(run.vocab_size)
+        config = config_of(run)
         self.model = made(config, run.training.seq_len, self.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, fused=True)
         generator = torch.Generator().manual_seed(0)

@@ -33,6 +33,7 @@ from longfire.own_files import read_json
 OUTCOME_FILE = "outcome.json"
 LOG_FILE = "log.txt"
 STDOUT, STDERR = 1, 2  # file descriptors
+OWN_SHARE = 0.9  # of the limit: what a stage is given, so that it can leave out the rest and end
 LOG_LINES = 12  # the last ones of a stage that died
 
 
@@ -67,7 +68,8 @@ def run_stage(context: ForkServerContext, stage: Stage, is_small: bool, limit: f
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="longfire-gpu-check-") as name:
         folder = Path(name)
-        process = context.Process(target=work_on, args=(stage, folder, is_small, limit))
+        given = OWN_SHARE * limit
+        process = context.Process(target=work_on, args=(stage, folder, is_small, given))
         process.start()
         with ended_afterwards(process):
             process.join(limit)

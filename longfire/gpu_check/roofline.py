@@ -9,7 +9,7 @@ not make and writes what is used outside of it.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Self, Unpack
+from typing import Protocol, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -128,12 +128,21 @@ class Call:
     more_bytes: float
 
 
+class KernelContext(Protocol):
+    """What the forward of CountedKernel leaves for its backward."""
+
+    call: Call
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
 class CountedKernel(torch.autograd.Function):
     """Stands for a kernel: results of the right shapes, and one kernel in each direction."""
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: KernelContext,
         call: Call,
         shapes: tuple[tuple[torch.Size, torch.dtype], ...],
         *inputs: Tensor,
@@ -145,11 +154,9 @@ class CountedKernel(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        call: Call = ctx.call
-        inputs: tuple[Tensor, ...] = ctx.saved_tensors
+    def backward(ctx: KernelContext, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        call = ctx.call
+        inputs = ctx.saved_tensors
         found = tuple(x.new_empty(x.shape) for x in inputs)
         flops = BACKWARD_FLOPS.get(call.kind, 2.0) * call.flops
         more = BACKWARD_BYTES * call.more_bytes
@@ -399,14 +406,13 @@ def kernels_of(
     ):
         make_fake(nn.ModuleList([model]))
         counter = KernelCounter()
-        model.local_ops = CountedSequence(counter)
         ids_BT = torch.zeros(sequences, seq_len, dtype=torch.int64)
         noise_BT = None
         if config.drops:
             noise_BT = torch.zeros(sequences, seq_len, dtype=torch.int32)
         rules = LossRules(NO_LABEL, None, config.final_logit_softcapping, False, correct=None)
         with counter:
-            seq = Sequence(ids_BT, noise_BT=noise_BT)
+            seq = Sequence(ids_BT, noise_BT=noise_BT, ops=CountedSequence(counter))
             hidden_ND = model(ids_BT, seq).flatten(0, 1)
             head_WD = model.head.weight
             fused(hidden_ND, head_WD, ids_BT.flatten(), chunk_tokens, rules).backward()

@@ -10,7 +10,7 @@ from longfire.checkpoint.saving import Checkpoints
 from longfire.checkpoint.state import State
 from longfire.config import settings
 from longfire.device import wait
-from longfire.gpu_check.model_runs import run_of
+from longfire.gpu_check.model_runs import config_of, run_of
 from longfire.gpu_check.stage import Outcome, Stage, Work
 from longfire.gpu_check.step_profile import one_step
 from longfire.json_types import JsonObject
@@ -26,7 +26,7 @@ GIB = 2**30
 def measure(work: Work) -> Outcome:
     """Save twice while training goes on, then read the last one back."""
     run = run_of(MODEL, work)
-    config = run.known_model_config.with_vocabulary(run.vocab_size)
+    config = config_of(run)
     state = make_state(run, config, work.device)
     size = STATE_BYTES * sum(parameter.numel() for parameter in state.model.parameters())
     free = shutil.disk_usage(work.folder).free

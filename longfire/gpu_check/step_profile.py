@@ -14,7 +14,7 @@ from longfire.gpu_check.kernel_kinds import (
     operator_seconds,
     seconds_by_kind,
 )
-from longfire.gpu_check.model_runs import device_of_work, fitting_run
+from longfire.gpu_check.model_runs import config_of, device_of_work, fitting_run
 from longfire.gpu_check.roofline import counted_step
 from longfire.gpu_check.stage import Outcome, Stage, Work
 from longfire.json_types import JsonObject
@@ -33,7 +33,7 @@ def measure(work: Work, model: str) -> Outcome:
     if run is None:
         row = f"a step of one sequence needs {planned / GIB:.0f} GiB by the planner: too many here"
         return Outcome(row, {"planned_bytes": planned}, (), ("all of it",))
-    config = run.known_model_config.with_vocabulary(run.vocab_size)
+    config = config_of(run)
     work.note("making the model")
     state = make_state(run, config, work.device)
     generator = torch.Generator().manual_seed(0)
@@ -100,6 +100,6 @@ def row_of(seconds: float, by_kind: dict[str, float], at_best: dict[str, float])
 
 
 STAGES = tuple(
-    Stage(f"profile {name}", 60, 8, partial(measure, model=name))
+    Stage(f"profile {name}", 45, 8, partial(measure, model=name))
     for name in ("transformer-1b", "gla-1b")
 )

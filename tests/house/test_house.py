@@ -99,6 +99,7 @@ FLOORS = [
     ],
     ["training.loop"],
     ["training.throughput", "doctor"],
+    ["gpu_check"],
     ["cli"],
     ["__main__"],
 ]
@@ -109,6 +110,8 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # File -> the private names of other libraries that it may use (None: any); the reason stands beside the use.
 PRIVATE_NAMES = {
+    "gpu_check/graphs.py": {"torch._dynamo"},
+    "gpu_check/roofline.py": {"torch._subclasses", "torch.utils._pytree"},
     "launch.py": {"atexit._run_exitfuncs"},
     "ops/attention_blocks.py": {"torch.ops.aten._scaled_dot_product_flash_attention"},
     "ops/fast/float8.py": {"torch._scaled_mm"},
@@ -293,8 +296,8 @@ def test_the_environment_is_read_in_one_place(file):
             assert not {"environ", "getenv"} & {a.name for a in node.names}
 
 
-# Every error of a kernel is a row of its table.
-FINDINGS = {"doctor/check.py"}
+# Every error of a kernel, or of a measurement, is a row of its table.
+FINDINGS = {"doctor/check.py", "gpu_check/findings.py"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
