@@ -71,14 +71,16 @@ def command_of(work: Work, name: str, changes: dict[str, str]) -> list[str]:
 
 def train(work: Work, name: str, changes: dict[str, str]) -> Curve:
     """Its curve. Raises RuntimeError with the last lines of a run that fails."""
-    done = subprocess.run(
-        command_of(work, name, changes),
-        capture_output=True,
-        text=True,
-        timeout=max(1.0, work.seconds_left),
-    )
+    messages = work.folder / f"{name}.txt"  # a pipe would be held by what a killed run has started
+    with messages.open("w", encoding="utf-8") as file:
+        done = subprocess.run(
+            command_of(work, name, changes),
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+            timeout=max(1.0, work.seconds_left),
+        )
     if done.returncode:
-        lines = done.stderr.strip().splitlines()[-3:]
+        lines = messages.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
         raise RuntimeError(f"exit code {done.returncode}: {' / '.join(lines)}")
     return curve_of(work.folder / name)
 
@@ -115,14 +117,16 @@ def curve_of(folder: Path) -> Curve:
 
 
 def variants(work: Work) -> dict[str, dict[str, str]]:
-    """The runs that are compared, by name; the first is killed and resumed too. Without a GPU there
-    are no kernels to choose from, and compiling takes longer than all the rest."""
+    """The runs that are compared, by name; the first is killed and resumed too. At small sizes
+    nothing is compiled, which would take longer than all the rest. Without a GPU there are no
+    kernels to choose from, and the reference implementations are compared."""
     eager = {"training.compile": "off"}
     compiled = {"training.compile": "on"}
-    if not work.is_cuda:
-        reference = eager | {"model.kernels": "reference"}
-        return {"eager": eager, "eager, reference kernels": reference}
     torch_kernels = {"model.kernels": "torch"}
+    if not work.is_cuda:
+        return {"eager": eager, "eager, reference": eager | {"model.kernels": "reference"}}
+    if work.is_small:
+        return {"eager": eager, "eager, torch kernels": eager | torch_kernels}
     return {
         "eager": eager,
         "compiled": compiled,

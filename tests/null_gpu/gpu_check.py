@@ -16,9 +16,6 @@ from longfire.gpu_check.stage import Measure, Outcome, Work
 
 MINUTES = 60
 SLOWER = 10  # the host's code of CUDA on few cores, and compilers among it
-# Its runs are programs of their own, which compile fla's kernels for minutes: how they end is shown,
-# not what they learn
-ESTIMATES = {"quickstart": 40.0}
 
 
 def without_numbers(measure: Measure, work: Work) -> Outcome:
@@ -32,7 +29,7 @@ def main(output: Path, names: list[str]) -> int:
     stages = []
     for stage in chosen(names):
         measure = partial(without_numbers, stage.measure)
-        seconds = ESTIMATES.get(stage.name, SLOWER * stage.seconds_small)
+        seconds = SLOWER * stage.seconds_small
         stages.append(replace(stage, measure=measure, seconds_small=seconds))
     return Check(output, MINUTES, is_small=True, stages=stages).run()
 
