@@ -138,7 +138,7 @@ def test_the_runs_of_the_page_on_images_and_texts_train(tmp_path, monkeypatch):
     (tree,) = block("images.md", "text")
     for number, line in enumerate(tree.split()):
         for copy in range(4):
-            file = tmp_path / line.replace(".jpg", f"{copy}.jpg")
+            file = tmp_path / line.replace(".jpg", f"{copy or ''}.jpg")
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (40, 50), (60 * number, 100, 60 * copy)).save(file)
     (recipe,) = block("images.md", "toml")
@@ -149,9 +149,14 @@ def test_the_runs_of_the_page_on_images_and_texts_train(tmp_path, monkeypatch):
     config = ViTConfig(**shape, intermediate_size=16, image_size=32, patch_size=8, num_labels=2)
     ViTForImageClassification(config).save_pretrained(tmp_path / "vit-folder")
     small = ["--training.steps", "2", "--training.batch_size", "4", "--data.num_workers", "1"]
-    commands = block("images.md", "bash")
-    assert len(commands) == 3
-    for number, command in enumerate(commands):
+    first, evaluations, *others = block("images.md", "bash")
+    assert main([*shlex.split(first)[1:], *small]) == 0
+    assert len(evaluations.splitlines()) == 3
+    for command in evaluations.splitlines():
+        assert main(shlex.split(command)[1:]) == 0
+    assert "accuracy" in (tmp_path / "scores.json").read_text()
+    assert len(others) == 2
+    for number, command in enumerate(others):
         words = shlex.split(command.replace("\\\n", " "))[1:]
         run = tmp_path / f"run{number}"
         assert main([*words, *small, "--job.dump_folder", str(run)]) == 0

@@ -270,7 +270,7 @@ def test_commands_of_language_models_say_so(digits, tmp_path, capsys, command):
 
 
 def test_an_export_is_loaded_by_transformers(digits, tmp_path):
-    """A whole run with checkpoint.export, and its run folder read by a command of language models."""
+    """A whole run with checkpoint.export, from which another one starts."""
     from transformers import ViTForImageClassification
 
     changes = {
@@ -286,7 +286,6 @@ def test_an_export_is_loaded_by_transformers(digits, tmp_path):
     assert list(theirs.config.id2label.values()) == list("0123456789")
     start = {**changes, "model.weights": str(tmp_path / "run" / "hf")}
     assert main(command_line(words(digits, tmp_path / "again", **start))) == 0
-    assert main(["eval", str(tmp_path / "run")]) != 0
 
 
 def test_an_export_that_their_class_cannot_express_is_refused(digits, tmp_path):

@@ -14,9 +14,11 @@ from longfire.config import settings
 from longfire.data.tokenizer import Tokenizer
 from longfire.data.tokenizer_training import load
 from longfire.errors import SettingsError
-from longfire.own_files import json_of, read_toml
+from longfire.own_files import json_of, read_json, read_toml
 
 RUN_TOML = "run.toml"
+CONFIG_JSON = "config.json"  # of a folder of Hugging Face weights
+CLASSES_JSON = "classes.json"  # of a run folder: the names of the classes by their numbers
 TOKENIZER_FOLDER = "tokenizer"  # of a run folder
 # One of these is in every folder that holds a tokenizer.
 TOKENIZER_FILES = (
@@ -28,6 +30,9 @@ TOKENIZER_FILES = (
 )
 # The parts of a tokenizer.json that decide which ids a text has, besides its vocabulary.
 RULES = ("normalizer", "pre_tokenizer", "model")
+VIT = "vit"  # the model_type of models of images
+IMAGES = "image_classification"
+LANGUAGE_MODELING = settings.Job.task
 WITH_OWN_ENDS = ("chat", "tokens")  # record formats whose records have BOS and EOS of their own
 
 
@@ -39,10 +44,23 @@ class SavedTokenizer(TypedDict, total=False):
     add_eos: bool
 
 
+class SavedJob(TypedDict, total=False):
+    """The keys of [job] that are read of a run.toml."""
+
+    task: str
+
+
 class SavedRun(TypedDict, total=False):
     """What of a run.toml is read here."""
 
     tokenizer: SavedTokenizer
+    job: SavedJob
+
+
+class SavedConfig(TypedDict, total=False):
+    """What of a config.json is read here."""
+
+    model_type: str
 
 
 @dataclass(frozen=True)
@@ -82,6 +100,25 @@ def run_folder_of(weights: Path) -> Path | None:
         (folder for folder in weights.absolute().parents if (folder / RUN_TOML).is_file()),
         None,
     )
+
+
+def task_of(folder: Path) -> str:
+    """The job.task of the model in a run folder, or in a folder of Hugging Face weights, of which
+    those of images are classifiers. Raises SettingsError for a damaged file."""
+    if (folder / RUN_TOML).is_file():
+        run = read_toml(folder / RUN_TOML, SavedRun, SettingsError, "restore it from a copy")
+        return run.get("job", {}).get("task", LANGUAGE_MODELING)
+    if not (folder / CONFIG_JSON).is_file():
+        return LANGUAGE_MODELING
+    config = read_json(folder / CONFIG_JSON, SavedConfig, SettingsError, "restore it from a copy")
+    return IMAGES if config.get("model_type") == VIT else LANGUAGE_MODELING
+
+
+def classes_of_run(folder: Path) -> tuple[str, ...]:
+    """The names of the classes that the run in a folder was trained with, by their numbers. Raises
+    SettingsError."""
+    fix = "restore it from a copy, or train the run for one step more"
+    return tuple(read_json(folder / CLASSES_JSON, list[str], SettingsError, fix))
 
 
 def step_of(checkpoint: Path) -> int | None:

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from longfire import initialise
 from longfire.checkpoint.folder import steps
-from longfire.checkpoint.provenance import RUN_TOML, run_folder_of, step_of
+from longfire.checkpoint.provenance import (
+    LANGUAGE_MODELING,
+    RUN_TOML,
+    run_folder_of,
+    step_of,
+    task_of,
+)
 from longfire.checkpoint.restoring import OnDisk, load_model_weights, refuse_another_vocabulary
 from longfire.config import settings, shipped
 from longfire.config.model_config import ModelConfig
@@ -57,11 +63,16 @@ class Opened:
     def fingerprint(self) -> str:
         """Of the weights as they are used: names and values; the same for a checkpoint and its fp32
         export."""
-        digest = blake2b(digest_size=16)
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return fingerprint_of(self.model)
+
+
+def fingerprint_of(model: Model) -> str:
+    """Of the names and values of a model's weights."""
+    digest = blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def build(
@@ -169,6 +180,11 @@ def open_weights(folder: Path, step: int, plugins: tuple[str, ...]) -> Opened:
             f"{folder}: --step {step} chooses a checkpoint of a run, but this is a folder of "
             "Hugging Face weights; leave --step out, or name the run folder"
         )
+    if task_of(folder) != LANGUAGE_MODELING:
+        raise SettingsError(
+            f"{folder}: this command is for language models, and this is a model of images: "
+            f"{commands_of_classifiers(folder)}"
+        )
     load_plugins(plugins)
     check_checksums(folder)
     device, dtype = choose_place(settings.Training(), settings.Model())
@@ -185,9 +201,11 @@ def as_model(model: Model | transformers_model.TransformersModel) -> Model:
 def choose_place(
     training: settings.Training,
     model: settings.Model,
+    local_rank: int = 0,
 ) -> tuple[torch.device, torch.dtype]:
-    """Device and compute type, after the kernels have been chosen for that device."""
-    device = choose_device(training)
+    """Device and compute type, after the kernels have been chosen for that device. local_rank: of
+    this process on its machine."""
+    device = choose_device(training, local_rank)
     choose(device, model.kernels)
     return device, choose_dtype(model, device)[0]
 
@@ -283,8 +301,16 @@ def run_of(folder: Path, plugins: tuple[str, ...]) -> Run:
     """The run of a run folder, which is only read. Raises as `Run.of_folder`."""
     overrides = {"model.plugins": ",".join(plugins)} if plugins else {}
     run = Run.of_folder(folder, overrides)
-    refuse_other_tasks(run, f"{folder}: this command")
+    refuse_other_tasks(run, f"{folder}: this command", commands_of_classifiers(folder))
     return run
+
+
+def commands_of_classifiers(folder: Path) -> str:
+    """What can be done with a classifier, in words."""
+    return (
+        f"`longfire eval {folder}` measures its accuracy, `longfire eval {folder} --predict FILE` "
+        "names the class of a file"
+    )
 
 
 def tokenizer_of(run: Run) -> Tokenizer:

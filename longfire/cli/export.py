@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from longfire.cli.arguments import Parser, add_which_model
+from longfire.errors import SettingsError
 
 
 def export(words: Sequence[str]) -> int:
@@ -27,9 +28,24 @@ def export(words: Sequence[str]) -> int:
         "and not the model (default: logits)",
     )
     options = parser.parse_words(words)
+    out = options.out or options.run / "hf"
+    from longfire.checkpoint.provenance import IMAGES, RUN_TOML, task_of
+
+    if task_of(options.run) == IMAGES:
+        if not (options.run / RUN_TOML).is_file():
+            raise SettingsError(
+                f"{options.run} is no run folder: it holds Hugging Face weights already"
+            )
+        from longfire.huggingface.vit_export import export_vit_run
+
+        if options.compare == "bytes":
+            raise SettingsError(
+                "--compare bytes: the logits of a model of images are always compared: leave it out"
+            )
+        print(export_vit_run(options.run, options.step, out, options.dtype, options.plugins))
+        return 0
     from longfire.huggingface.export import export_run
 
-    out = options.out or options.run / "hf"
     logits = options.compare == "logits"
     print(export_run(options.run, options.step, out, options.dtype, options.plugins, logits))
     return 0

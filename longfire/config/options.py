@@ -54,8 +54,8 @@ class Scoring(Checked):
 
     data: tuple[str, ...] = setting(
         (),
-        "evaluate on all documents of these, comma-separated, as data.dataset takes them; "
-        "if empty, the validation documents of the run",
+        "evaluate on all documents (of a classifier: records) of these, comma-separated, as "
+        "data.dataset takes them; if empty, the validation documents of the run",
     )
     text_field: str = setting(
         "", "field of --data that holds the text; `text`, else `content`, if empty"
@@ -89,6 +89,9 @@ class Scoring(Checked):
     )
     needles: int = setting(4, "needles for each length and depth", POSITIVE)
     batch_size: int = setting(8, "sequences that go through the model together", POSITIVE)
+    predict: tuple[str, ...] = setting(
+        (), "of a classifier: name the classes of these files (images, or texts), comma-separated"
+    )
     json: str = setting("", "write the numbers to this file")
     plot: str = setting("", "draw them into this file: .png, .svg or .html")
 

@@ -57,6 +57,11 @@ def main(
 ) -> int:
     """Score the model in a run folder or a folder of Hugging Face weights. Raises SettingsError,
     DataError, CheckpointError."""
+    if scoring.predict:
+        raise SettingsError(
+            "--predict names the classes of files, and this is a language model, which "
+            "`longfire generate` lets continue texts: leave it out"
+        )
     if scoring.plot:
         check_ending(Path(scoring.plot))
         if scoring.tasks:

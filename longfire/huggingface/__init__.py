@@ -20,6 +20,7 @@ comparing.py                a check that raises, and transformers without its me
 check_tokenizer.py          whether transformers reads a tokenizer as longfire does
 check.py                    what an export or an import is compared with
 vit.py                      ViTForImageClassification of transformers <-> our models of images
+vit_images.py               preprocessor_config.json <-> our settings of images
 vit_export.py               a model of images -> a folder of weights
 import_.py                  `longfire import`: weights -> a run folder
 export.py                   `longfire export`: a model -> a folder of weights

@@ -115,6 +115,12 @@ def config_of_vit(config: Config, where: str) -> ModelConfig:
     )
 
 
+def class_names(config: Config, count: int) -> tuple[str, ...]:
+    """The names of the classes in their config.json, by their numbers."""
+    names = config.get("id2label") or {}
+    return tuple(str(names.get(str(n), f"LABEL_{n}")) for n in range(count))
+
+
 def vit_config(model_config: ModelConfig, classes: tuple[str, ...]) -> Config:
     """Their config.json of a model. classes: the names of its classes, which are numbered where
     there are fewer. Raises SettingsError naming what their class cannot express."""
@@ -145,8 +151,8 @@ def vit_config(model_config: ModelConfig, classes: tuple[str, ...]) -> Config:
     differs = differences(model_config, config)
     if differs:
         raise SettingsError(
-            f"{ARCHITECTURE} of transformers cannot express {', '.join(differs)}: set "
-            "checkpoint.export = false; the checkpoint of the run has the model"
+            f"{ARCHITECTURE} of transformers cannot express {', '.join(differs)}: leave "
+            "the export out (checkpoint.export = false); the checkpoint of the run has the model"
         )
     return config
 

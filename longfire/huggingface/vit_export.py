@@ -10,20 +10,26 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from longfire.aside import folder_aside
+from longfire.checkpoint.provenance import classes_of_run
+from longfire.checkpoint.restoring import load_model_weights
+from longfire.checkpoint.weights import newest_weights, refuse_not_finite
+from longfire.config.model_config import ModelConfig
+from longfire.config.run import Run
 from longfire.config.settings import Images
 from longfire.disk import put_in_place
-from longfire.errors import CheckpointError
+from longfire.errors import CheckpointError, SettingsError
 from longfire.huggingface.checksums import write_checksums
 from longfire.huggingface.comparing import check, quiet_transformers
 from longfire.huggingface.export import check_replaceable, sync_files, write_json
+from longfire.huggingface.load import model_of
 from longfire.huggingface.vit import ARCHITECTURE, vit_config, vit_weights
+from longfire.huggingface.vit_images import PREPROCESSOR, preprocessor_of
 from longfire.huggingface.weight_files import SINGLE
 from longfire.model import Model
 from longfire.tasks.class_losses import image_logits
 
 KL_NATS = 1e-10  # promise 9
 IMAGES = 2  # that logits are compared on
-BICUBIC = 3  # as Pillow numbers its filters
 
 
 def export_vit(model: Model, classes: tuple[str, ...], images: Images, folder: Path) -> str:
@@ -42,7 +48,7 @@ def export_vit(model: Model, classes: tuple[str, ...], images: Images, folder: P
             theirs = vit_weights(weights, model.config)
             save_file(theirs, aside / SINGLE, {"format": "pt"})
             write_json(aside / "config.json", config)
-            write_json(aside / "preprocessor_config.json", preprocessor(model, images))
+            write_json(aside / PREPROCESSOR, preprocessor_of(model.config, images))
             compared = compare_vit(model, theirs, aside)
             (aside / "README.md").write_text(card(folder.name, classes, compared), encoding="utf-8")
             write_checksums(aside)
@@ -56,31 +62,31 @@ def export_vit(model: Model, classes: tuple[str, ...], images: Images, folder: P
     return compared
 
 
-def preprocessor(model: Model, images: Images) -> dict[str, object]:
-    """preprocessor_config.json: how validation images become pixels, as transformers does it."""
-    size = model.config.image_size
-    channels = model.config.image_channels
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": channels == 3,
-        "do_resize": True,
-        "size": {"shortest_edge": images.resize or size},
-        "resample": BICUBIC,
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": of_each_channel(images.mean, channels),
-        "image_std": of_each_channel(images.std, channels),
-    }
-
-
-def of_each_channel(values: tuple[float, ...], channels: int) -> list[float]:
-    """One number for each channel."""
-    if len(values) == channels:
-        return list(values)
-    return list(values) * channels
+def export_vit_run(
+    folder: Path, step: int, out: Path, dtype: str = "", plugins: tuple[str, ...] = ()
+) -> str:
+    """Export the checkpoint of this step (-1: the newest complete one) of a run on images. Raises
+    as `export_vit`."""
+    if dtype not in ("", "float32"):
+        raise SettingsError(
+            f"--dtype {dtype}: models of images are exported in float32: leave it out"
+        )
+    overrides = {"model.plugins": ",".join(plugins)} if plugins else {}
+    run = Run.of_folder(folder, overrides)
+    classes = classes_of_run(folder)
+    config = run.known_model_config
+    assert isinstance(config, ModelConfig), "a model of images is ours"
+    config = config.with_classes(len(classes))
+    vit_config(
+        config, classes
+    )  # what their class cannot express is refused before weights are read
+    checkpoints = run.folder / run.checkpoint.folder
+    if step < 0:
+        step, weights = newest_weights(checkpoints)
+    else:
+        weights = load_model_weights(checkpoints / f"step-{step}")
+    refuse_not_finite(weights, str(checkpoints / f"step-{step}"))
+    return export_vit(model_of(config, weights), classes, run.images, out)
 
 
 def compare_vit(model: Model, written: dict[str, Tensor], folder: Path) -> str:

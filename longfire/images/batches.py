@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,10 +13,12 @@ from longfire.config.settings import Data
 from longfire.data.batches import order_of
 from longfire.data.order import places
 from longfire.data.pack import NO_LABEL
+from longfire.errors import DataError
 from longfire.images.augmentation import View
 from longfire.images.batch import ImageBatch
 from longfire.images.dataset import ImageDataset, ImageSet
 from longfire.images.decoding import decode
+from longfire.regular_files import read_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -153,6 +156,22 @@ class ImageBatches:
                 pixels_BCHW[row] = pixels_CHW
             labels_B[: len(numbers)] = part.labels_N[numbers.start : numbers.stop]
             yield ImageBatch(torch.from_numpy(pixels_BCHW), torch.from_numpy(labels_B), self.tokens)
+
+    def of_files(self, files: Sequence[Path]) -> ImageBatch:
+        """These files as validation sees them; they have no labels. Raises DataError."""
+        pixels_BCHW = np.stack(list(self.threads.map(self.view_of_file, files)))
+        labels_B = torch.full((len(files),), NO_LABEL)
+        return ImageBatch(torch.from_numpy(pixels_BCHW), labels_B, self.tokens)
+
+    def view_of_file(self, file: Path) -> np.ndarray:
+        """What validation sees of the image in a file, float32 (C, H, W)."""
+        try:
+            content = read_regular(file)
+        except OSError as error:
+            raise DataError(f"{file}: {error.strerror or error}") from error
+        view = self.view
+        image = decode(content, view.channels, view.settings.max_pixels, str(file))
+        return view.of_validation(image)
 
     def validation_view(self, part: ImageSet, number: int) -> np.ndarray:
         """What validation sees of an image of a set, float32 (C, H, W)."""

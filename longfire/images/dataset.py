@@ -72,13 +72,26 @@ def read_dataset(data: Data, images: Images, classification: Classification) -> 
             validation.append(images_of(source, classes, is_kept_N))
         if not len(training[-1]):
             raise DataError(f"{source.name}: no image is left to train on")
-    for source in sources_of(data.validation, images, classification):
-        validation.append(images_of(source, classes, np.ones(len(source.labels_N), bool)))
+    validation += validation_of(data.validation, classes, images, classification)
     shares = data.data_probs or tuple(float(len(part)) for part in training)
     total = sum(shares)
     return ImageDataset(
         classes, tuple(training), tuple(validation), tuple(share / total for share in shares)
     )
+
+
+def validation_of(
+    entries: Sequence[str],
+    classes: tuple[str, ...],
+    images: Images,
+    classification: Classification,
+) -> tuple[ImageSet, ...]:
+    """All images of these sources, whose classes are among these. Raises SettingsError and
+    DataError."""
+    found: list[ImageSet] = []
+    for source in sources_of(entries, images, classification):
+        found.append(images_of(source, classes, np.ones(len(source.labels_N), bool)))
+    return tuple(found)
 
 
 def sources_of(

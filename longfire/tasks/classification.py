@@ -3,12 +3,15 @@
 import json
 import logging
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from longfire.checkpoint.provenance import CLASSES_JSON
 from longfire.checkpoint.restoring import load_model_weights
 from longfire.checkpoint.state import State
 from longfire.config.model_config import ModelConfig
@@ -33,8 +36,6 @@ if TYPE_CHECKING:
     from longfire.config.run import Run
 
 logger = logging.getLogger(__name__)
-
-CLASSES_JSON = "classes.json"
 
 
 def line_of_result(source: str, numbers: dict[str, float]) -> str:
@@ -119,6 +120,17 @@ class ClassificationTask(Task):
         """The name of each validation source, and its batches with their labels (B,), -100 for
         padding: those of this process, of one size and as many on each."""
 
+    @abstractmethod
+    def opened_for_evaluation(
+        self, entries: Sequence[str], classes: tuple[str, ...]
+    ) -> AbstractContextManager[object]:
+        """Instead of `opened`: read the records of these sources as validation records, and nothing
+        else. classes: those of the model. Raises DataError on all processes."""
+
+    @abstractmethod
+    def batch_of_files(self, files: Sequence[Path]) -> StepBatch:
+        """A record of each file, as validation sees it; without labels. Raises DataError."""
+
     @property
     def model_config(self) -> ModelConfig:
         config = self.run.known_model_config
@@ -145,18 +157,22 @@ class ClassificationTask(Task):
     ) -> Tensor:
         return self.losses(self.logits(model, batch, noise_BT), batch).sum()
 
-    @torch.no_grad()
     def evaluate(self, state: State) -> Results:
-        device = device_of(state.model)
+        return self.measured(state.model)
+
+    @torch.no_grad()
+    def measured(self, model: Model) -> Results:
+        """What `evaluate` gives, of a model that is not trained."""
+        device = device_of(model)
         results: Results = {}
         for name, batches in self.validation_batches():
             total_4 = torch.zeros(4, dtype=torch.float64)
             for batch, labels_B in batches:
                 if self.mesh.any(self.stop.requested):
                     raise EvaluationStopped
-                logits_BN = self.logits(state.model, batch.to(device))
+                logits_BN = self.logits(model, batch.to(device))
                 total_4 += counts(logits_BN, labels_B.to(device)).cpu()
-            reshard(state.model)
+            reshard(model)
             total_4 = self.mesh.sum(total_4, *DATA)
             results[name] = numbers_of(total_4, len(self.classes))
         return results

@@ -20,7 +20,7 @@ from longfire.huggingface.vit_export import export_vit
 from longfire.images.augmentation import View
 from longfire.images.batch import ImageBatch
 from longfire.images.batches import ImageBatches
-from longfire.images.dataset import ImageDataset, read_dataset
+from longfire.images.dataset import ImageDataset, read_dataset, validation_of
 from longfire.images.decoding import refuse_without_pillow
 from longfire.model import Model
 from longfire.parallel.axes import DATA
@@ -66,13 +66,29 @@ class ImageClassification(ClassificationTask):
     @contextmanager
     def opened(self) -> Iterator[None]:
         run = self.run
+        with self.mesh.raise_on_all_ranks():
+            self.dataset: ImageDataset = read_dataset(run.data, run.images, run.classification)
+        with self.batches_of_dataset() as self.batches:
+            yield
+
+    @contextmanager
+    def opened_for_evaluation(
+        self, entries: Sequence[str], classes: tuple[str, ...]
+    ) -> Iterator[None]:
+        run = self.run
+        with self.mesh.raise_on_all_ranks():
+            validation = validation_of(entries, classes, run.images, run.classification)
+        self.dataset = ImageDataset(classes, (), validation, ())
+        with self.batches_of_dataset() as self.batches:
+            yield
+
+    def batches_of_dataset(self) -> ImageBatches:
+        """The batches of the images that were read, in the size of the model."""
+        run = self.run
         config = run.known_model_config
         assert isinstance(config, ModelConfig), "refused"
         view = View(run.images, config.image_size, config.image_channels, run.training.seed)
-        with self.mesh.raise_on_all_ranks():
-            self.dataset: ImageDataset = read_dataset(run.data, run.images, run.classification)
-        with ImageBatches(self.dataset, run.data, view, config.image_tokens) as self.batches:
-            yield
+        return ImageBatches(self.dataset, run.data, view, config.image_tokens)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -90,6 +106,9 @@ class ImageClassification(ClassificationTask):
         images_here = run.training.batch_size * run.accumulation
         first = state.rows_consumed + self.mesh.rank(*DATA) * images_here
         return self.batches.at(first, images_here, run.sequences_per_step)
+
+    def batch_of_files(self, files: Sequence[Path]) -> ImageBatch:
+        return self.batches.of_files(files)
 
     def logits(self, model: Model, batch: StepBatch, noise_BT: Tensor | None = None) -> Tensor:
         assert isinstance(batch, ImageBatch), "a batch of this task"

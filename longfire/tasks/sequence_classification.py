@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from longfire.errors import DataError
 from longfire.model import Model
 from longfire.ops.documents import Documents
 from longfire.parallel.axes import DATA
+from longfire.regular_files import read_regular
 from longfire.tasks.class_losses import class_logits, class_losses, text_hidden, text_pooled
 from longfire.tasks.classification import ClassificationTask
 from longfire.training.start import keep_tokenizer
@@ -79,14 +81,28 @@ class SequenceClassification(ClassificationTask):
             self.read()
         yield
 
+    @contextmanager
+    def opened_for_evaluation(
+        self, entries: Sequence[str], classes: tuple[str, ...]
+    ) -> Iterator[None]:
+        with self.mesh.raise_on_all_ranks():
+            self.read_tokenizer()
+            self._classes = classes
+            self.read_validation(entries)
+        yield
+
+    def read_tokenizer(self) -> None:
+        """Raises SettingsError and DataError."""
+        self.tokenizer = Tokenizer.load(self.run.tokenizer.path)
+        check_ends(self.tokenizer, self.run.tokenizer)
+        self.training: list[EncodedTexts] = []
+        self.validation: list[EncodedTexts] = []
+
     def read(self) -> None:
         """Read and encode the texts. Raises SettingsError and DataError."""
         run = self.run
-        self.tokenizer = Tokenizer.load(run.tokenizer.path)
-        check_ends(self.tokenizer, run.tokenizer)
+        self.read_tokenizer()
         self.order = order_of(run.data, run.training.seed)
-        self.training: list[EncodedTexts] = []
-        self.validation: list[EncodedTexts] = []
         sources = self.sources(run.data.dataset, run.data.text_field)
         self.digests = {source.name: source.fingerprint() for source in sources}
         labels: set[str] = set()
@@ -102,9 +118,13 @@ class SequenceClassification(ClassificationTask):
                 raise DataError(f"{source.name}: no text is left to train on")
             if kept_N.any():
                 self.validation.append(self.encode(source, kept_N))
-        for source in self.sources(run.data.validation, same_for_all(run.data.text_field)):
-            self.validation.append(self.encode(source, np.ones(len(source.texts), bool)))
+        self.read_validation(run.data.validation)
         self.shares = run.data.data_probs or tuple(float(len(part.ids)) for part in self.training)
+
+    def read_validation(self, entries: Sequence[str]) -> None:
+        """All texts of these sources. Raises SettingsError and DataError."""
+        for source in self.sources(entries, same_for_all(self.run.data.text_field)):
+            self.validation.append(self.encode(source, np.ones(len(source.texts), bool)))
 
     def sources(self, entries: Sequence[str], text_field: tuple[str, ...]) -> list[LabelledTexts]:
         """The records of data.dataset or data.validation. text_field: one, or one for each."""
@@ -197,6 +217,17 @@ class SequenceClassification(ClassificationTask):
             documents = Documents.from_ids(is_padding_BT)
         return Batch(ids_BT, labels_BT, torch.arange(T).expand(len(ids), T), documents)
 
+    def batch_of_files(self, files: Sequence[Path]) -> Batch:
+        """A whole file is one text, in UTF-8, of which the first training.seq_len tokens are
+        used."""
+        texts = tuple(read_text(file) for file in files)
+        names = tuple(map(str, files))
+        tokens = self.run.training.seq_len
+        of_files = LabelledTexts("files", texts, names, names)
+        ends = self.run.tokenizer
+        ids, _ = encoded(of_files, self.tokenizer, tokens, ends.add_bos, ends.add_eos)
+        return self.made(ids, [0] * len(ids))
+
     def logits(self, model: Model, batch: StepBatch, noise_BT: Tensor | None = None) -> Tensor:
         assert isinstance(batch, Batch), "a batch of this task"
         hidden_BTD = text_hidden(model, batch, noise_BT)
@@ -226,3 +257,14 @@ class SequenceClassification(ClassificationTask):
             of_all = self.made(part.ids[first : first + count], labels)
             batch = of_all.process_part(self.mesh.rank(*DATA), processes)
             yield batch, batch.labels_BT.amax(1)
+
+
+def read_text(file: Path) -> str:
+    """The text of a file. Raises DataError where it holds none in UTF-8."""
+    try:
+        text = read_regular(file).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as UTF-8 text: {error}") from error
+    if not text.strip():
+        raise DataError(f"{file}: it holds no text: name a file that does")
+    return text

@@ -97,7 +97,7 @@ FLOORS = [
         "tasks.image_classification",
         "tasks.sequence_classification",
     ],
-    ["training.loop"],
+    ["training.loop", "evaluation.class_scores"],
     ["training.throughput", "doctor"],
     ["gpu_check"],
     ["cli"],

@@ -55,11 +55,11 @@ def unread_by(entries: tuple[str, ...]) -> set[str]:
     return keys
 
 
-def refuse_other_tasks(run: RunSettings, what: str) -> None:
+def refuse_other_tasks(run: RunSettings, what: str, instead: str = "") -> None:
     """Raises SettingsError where the task of a run is not language modelling; what: that only
-    language models have."""
+    language models have. instead: a command that this task has."""
     if run.job.task != LANGUAGE_MODELING:
+        instead = instead or "`longfire train` trains and evaluates it"
         raise SettingsError(
-            f"{what} is for language models, but job.task = {run.job.task!r}: `longfire train` "
-            "trains and evaluates it"
+            f"{what} is for language models, but job.task = {run.job.task!r}: {instead}"
         )
