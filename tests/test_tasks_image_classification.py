@@ -288,6 +288,62 @@ def test_an_export_is_loaded_by_transformers(digits, tmp_path):
     assert main(command_line(words(digits, tmp_path / "again", **start))) == 0
 
 
+@pytest.fixture(scope="module")
+def learned(digits, tmp_path_factory) -> Path:
+    """A run on ten digits whose model transformers can express, and its export."""
+    root = tmp_path_factory.mktemp("learned")
+    changes = {
+        "training.steps": "1",
+        "model.pool": "first",
+        "model.norm_eps": "1e-12",
+        "model.attention.qkv_bias": "true",
+        "model.attention.o_bias": "true",
+        "checkpoint.export": "true",
+    }
+    assert main(command_line(words(digits, root / "run", **changes))) == 0
+    return root / "run"
+
+
+@pytest.mark.parametrize("source", ["run", "export"])
+@pytest.mark.parametrize("numbers", ["123", "0123456789"])
+def test_a_model_of_images_starts_with_a_fresh_head_for_other_classes(
+    digits, learned, tmp_path, capsys, source, numbers
+):
+    """The body is that of the weights; the head too where there are as many classes."""
+    for number in numbers:
+        shutil.copytree(digits / "val" / number, tmp_path / "few" / number)
+    folder = {"run": learned, "export": learned / "hf"}[source]
+    settings = words(digits, tmp_path / "run")
+    for key in [key for key in settings if key.startswith("model.") and "dtype" not in key]:
+        del settings[key]
+    settings |= {"model.config": str(folder), "model.weights": str(folder)}
+    settings |= {"data.dataset": str(tmp_path / "few"), "data.validation": ""}
+    settings |= {"optimizer.lr": "1e-12", "training.steps": "1", "training.batch_size": "8"}
+    assert main(command_line(settings)) == 0
+    is_fresh = "with a fresh head over 3 classes, since theirs has 10" in capsys.readouterr().out
+    assert is_fresh == (numbers == "123")
+    theirs, ours = (
+        load_file(next((run / "checkpoints" / "step-1").rglob("*.safetensors")))
+        for run in (learned, tmp_path / "run")
+    )
+    assert ours["model/head.weight"].shape == (len(numbers), 64)
+    names = [name for name in theirs if name.startswith("model/")]
+    if is_fresh:
+        names = [name for name in names if "head" not in name]
+        assert ours["model/head.weight"].std() > 0.01
+    assert len(names) > 20
+    for name in names:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-9)
+    assert main(command_line(settings | {"training.steps": "2"})) == 0  # resumes its own head
+
+
+def test_an_import_names_what_trains_and_evaluates_it(learned, tmp_path, capsys):
+    assert main(["import", str(learned / "hf"), str(tmp_path / "run")]) != 0
+    message = capsys.readouterr().err
+    assert "a model of images needs no import" in message and "--model.weights" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_export_that_their_class_cannot_express_is_refused(digits, tmp_path):
     with pytest.raises(SettingsError, match="cannot express pool = 'mean'"):
         Run.compose(None, words(digits, tmp_path / "run", **{"checkpoint.export": "true"}))

@@ -260,3 +260,23 @@ def test_a_classifier_starts_from_a_language_model_with_a_fresh_head(data, tmp_p
     assert len(body) > 10
     for name in body:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-9)
+
+
+def test_a_classifier_starts_from_another_one_with_other_classes(data, tmp_path, capsys):
+    changes = {"training.steps": "1", "optimizer.lr": "1e-12", "data.validation": ""}
+    assert main(command_line(words(data, tmp_path / "two", **changes))) == 0
+    lines = [{"review": f"{word} stone", "kind": word} for word in (*GOOD, *BAD) * 4]
+    (tmp_path / "eight.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    changes |= {
+        "model.weights": str(tmp_path / "two"),
+        "data.dataset": str(tmp_path / "eight.jsonl"),
+    }
+    capsys.readouterr()
+    assert main(command_line(words(data, tmp_path / "run", **changes))) == 0
+    assert "fresh head over 8 classes, since theirs has 2" in capsys.readouterr().out
+    theirs, ours = (
+        load_file(next((tmp_path / run / "checkpoints" / "step-1").rglob("*.safetensors")))
+        for run in ("two", "run")
+    )
+    assert ours["model/head.weight"].shape == (8, 32)
+    torch.testing.assert_close(ours["model/embed.weight"], theirs["model/embed.weight"])

@@ -2,7 +2,7 @@
 trains) or a Hugging Face folder."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -218,11 +218,13 @@ def newest_weights(checkpoints: Path) -> tuple[int, dict[str, Tensor]]:
 def weights_of_run(
     weights: Path,
     wanted: dict[str, torch.Size],
+    without: Collection[str] = ("head.weight",),
 ) -> tuple[Path, Iterator[tuple[str, Tensor]]]:
     """The checkpoint that is meant by a run folder (its newest) or by a checkpoint in one, and
     (name, fp32 tensor) of each wanted parameter.
 
-    wanted: name and shape of each parameter of the model. Raises CheckpointError, or SettingsError
+    wanted: name and shape of each parameter of the model. without: what the checkpoint may have
+    beside them: a model that ties its head needs none. Raises CheckpointError, or SettingsError
     naming what differs.
     """
     if step_of(weights) is None:
@@ -234,8 +236,7 @@ def weights_of_run(
         stored = load_model_weights(place)
     there: dict[str, torch.Size] = {}
     for name, tensor in stored.items():
-        # a model that ties its head needs none
-        if name in wanted or name != "head.weight":
+        if name in wanted or name not in without:
             there[name] = tensor.shape
     differs = sorted(name for name in {**wanted, **there} if wanted.get(name) != there.get(name))
     if differs:

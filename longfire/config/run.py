@@ -8,6 +8,7 @@ from pathlib import Path
 from longfire import launch
 from longfire.checkpoint.provenance import (
     RUN_TOML,
+    VIT,
     WITH_OWN_ENDS,
     Beside,
     recorded_tokenizer,
@@ -180,6 +181,7 @@ class Run(RunSettings):
         if not tables:
             if config_path:
                 config = model_config_at(config_path, self.model.backend)
+            config = with_open_classes(config, config_path)
             run = replace(self, model_config=config, model_config_source=self.model.config)
             return run.with_rope_base()
         if self.model.backend == "transformers":
@@ -194,6 +196,8 @@ class Run(RunSettings):
             places.append(recipes.COMMAND_LINE)
         source = " and ".join(places)
         config = read_tables(tables, source, config_path)
+        if "num_classes" not in tables:
+            config = with_open_classes(config, config_path)
         return replace(self, model_config=config, model_config_source=source).with_rope_base()
 
     def with_length_of_images(self) -> "Run":
@@ -333,6 +337,19 @@ class Run(RunSettings):
             tokenizer=tokenizer,
             distillation=replace(self.distillation, teacher=teacher),
         )
+
+
+def with_open_classes(
+    config: ModelConfig | TransformersConfig | None, path: Path | None
+) -> ModelConfig | TransformersConfig | None:
+    """The config of a model of images of transformers without the number of its classes: a run has
+    those of its data, and starts with a fresh head where they are others than those of its
+    weights."""
+    if not isinstance(config, ModelConfig) or not config.image_size or path is None:
+        return config
+    if read_config(path).get("model_type") != VIT:
+        return config
+    return replace(config, num_classes=0)
 
 
 def is_saved_by_a_run(recipe: Path) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from longfire.aside import folder_aside
 from longfire.checkpoint.folder import FORMAT, Facts, checksum, settled, write_manifest
+from longfire.checkpoint.provenance import IMAGES, task_of
 from longfire.checkpoint.restoring import load_model_weights
 from longfire.checkpoint.shards import shard_files
 from longfire.checkpoint.weights import finite
@@ -60,6 +61,12 @@ def import_hf(source: str, folder: Path, plugins: tuple[str, ...] = ()) -> Check
         raise SettingsError(f"{folder}: already there; name a new folder, or remove it")
     load_plugins(plugins)
     theirs = model_folder(source)
+    if task_of(theirs) == IMAGES:
+        raise SettingsError(
+            f"{source}: a model of images needs no import, since a run is begun with its data: "
+            f"`longfire train --job.task {IMAGES} --model.config {source} --model.weights {source} "
+            f"--data.dataset FOLDER` trains it on, `longfire eval {source} --data FOLDER` evaluates it"
+        )
     check_checksums(theirs, whole=Path(source).expanduser().is_dir())
     model_config = model_config_in(theirs)
     tokenizer = from_folder(theirs)

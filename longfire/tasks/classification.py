@@ -201,7 +201,8 @@ def keep_classes(run: "Run", classes: tuple[str, ...]) -> None:
             raise SettingsError(
                 f"data.dataset has the classes {', '.join(classes[:TOP])} ({len(classes)}), but "
                 f"the run in {run.folder} was trained with {', '.join(before[:TOP])} "
-                f"({len(before)}): name its data, or another job.dump_folder"
+                f"({len(before)}): name its data; or another job.dump_folder, with model.weights = "
+                f"{str(run.folder)!r} to begin with its body and a fresh head"
             )
     keep(file, json.dumps(classes, indent=1) + "\n")
 

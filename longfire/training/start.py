@@ -5,12 +5,15 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 
 from longfire.checkpoint.provenance import (
+    classes_of_run,
     difference,
     run_folder_of,
+    task_of,
     tokenizer_beside,
     tokenizer_line,
 )
@@ -27,7 +30,7 @@ from longfire.data.tokens import TokenStream
 from longfire.errors import DataError, SettingsError
 from longfire.huggingface import transformers_files
 from longfire.huggingface.checksums import check_checksums
-from longfire.huggingface.load import read_weights
+from longfire.huggingface.load import model_config_in, read_weights
 from longfire.mlps.auxiliary import kept_buffers
 from longfire.model import on_meta
 from longfire.own_files import read_note
@@ -35,7 +38,7 @@ from longfire.parallel.sharding import copy_from_whole, global_shape, placed_par
 from longfire.plural import counted
 
 logger = logging.getLogger(__name__)
-HEAD = ("head.weight", "head.bias")
+HEAD: tuple[str, ...] = ("head.weight", "head.bias")
 LOSS_SHARE = "loss_share"  # key of data.json, beside the names of sources
 
 
@@ -202,8 +205,13 @@ def take_weights(run: Run, state: State) -> str:
     missing = {**dict(state.model.named_parameters()), **kept_buffers(state.model)}
     shapes = shapes_wanted(state)
     fresh = ""
-    if has_new_head(run, state):
-        fresh = ", with a fresh head over classes"
+    without = HEAD[:1]  # a model that ties its head needs none
+    classes_there = classes_of_weights(run) if has_classes(config) else 0
+    if has_classes(config) and classes_there != config.outputs:
+        fresh = f", with a fresh head over {config.outputs:,} classes"
+        without = HEAD
+        if classes_there:
+            fresh += f", since theirs has {classes_there:,}"
         for name in HEAD:
             missing.pop(name)
             shapes.pop(name)
@@ -211,7 +219,7 @@ def take_weights(run: Run, state: State) -> str:
         if state.mesh.rank() == 0:
             check_checksums(source)
         if run_folder_of(source):
-            place, read = weights_of_run(source, shapes)
+            place, read = weights_of_run(source, shapes, without)
             origin = f"checkpoint {place}"
         elif run.model.backend == "transformers":
             assert isinstance(config, TransformersConfig)
@@ -219,7 +227,8 @@ def take_weights(run: Run, state: State) -> str:
             origin = f"Hugging Face weights in {source}"
         else:
             assert isinstance(config, ModelConfig)
-            read = read_weights(source, config_of_weights(run, config) if fresh else config)
+            of_source = config_of_weights(run, config, classes_there) if fresh else config
+            read = read_weights(source, of_source)
             origin = f"Hugging Face weights in {source}"
         for name, whole in finite(read, f"model.weights = {run.model.weights!r}"):
             if name in missing:
@@ -232,22 +241,32 @@ def take_weights(run: Run, state: State) -> str:
     return f"{origin}{fresh}"
 
 
-def has_new_head(run: Run, state: State) -> bool:
-    """Whether a classifier starts from the weights of a language model, which have no head over
-    classes."""
-    config: ModelConfig | TransformersConfig = state.model.config
-    if not isinstance(config, ModelConfig) or not config.num_classes or config.image_size:
-        return False
-    run_folder = run_folder_of(Path(run.model.weights))
+def has_classes(config: ModelConfig | TransformersConfig) -> TypeGuard[ModelConfig]:
+    """Whether a model is a classifier, which all are ours."""
+    return isinstance(config, ModelConfig) and config.num_classes > 0
+
+
+def classes_of_weights(run: Run) -> int:
+    """The classes of the head of the weights that a classifier starts from; 0 for those of a
+    language model."""
+    source = Path(run.model.weights)
+    run_folder = run_folder_of(source)
     if run_folder is None:
-        return True  # the families of Hugging Face that are read are of language models
-    return Run.of_folder(run_folder).job.task == LANGUAGE_MODELING
+        # the families of Hugging Face that are read are of language models, or of images
+        return model_config_in(source).num_classes
+    config = Run.of_folder(run_folder).known_model_config
+    if task_of(run_folder) == LANGUAGE_MODELING or not isinstance(config, ModelConfig):
+        return 0
+    return config.with_classes(len(classes_of_run(run_folder))).num_classes
 
 
-def config_of_weights(run: Run, config: ModelConfig) -> ModelConfig:
-    """The config of the language model whose weights a classifier starts from."""
+def config_of_weights(run: Run, config: ModelConfig, classes: int) -> ModelConfig:
+    """The config of the weights that a classifier starts from: of one with so many classes, or of
+    a language model."""
     of_run = run.known_model_config
     assert isinstance(of_run, ModelConfig), "a classifier is ours"
+    if classes:
+        return replace(config, num_classes=classes)
     return replace(
         of_run, vocab_size=config.vocab_size, num_classes=0, direction="causal", pool="last"
     )
