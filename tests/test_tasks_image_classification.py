@@ -181,7 +181,7 @@ def of_one_process():
 
 
 @pytest.mark.parametrize(
-    "name", ["fsdp 2", "ddp 2", pytest.param("hsdp 2x2", marks=pytest.mark.slow)]
+    "name", ["fsdp 2", "ddp 2", "tp 2", pytest.param("hsdp 2x2", marks=pytest.mark.slow)]
 )
 def test_no_plan_changes_the_steps(name):
     """Loss, gradient norm and parameters after two steps, with mixup, padding and dropout, are those of one process."""
@@ -255,7 +255,17 @@ def test_what_the_task_cannot_do_is_refused_before_a_device_is_touched(
         Run.compose(None, words(digits, tmp_path / "run", **changes))
 
 
-@pytest.mark.parametrize("axis", ["tensor", "context", "pipeline"])
+def test_processes_that_share_matrices_have_whole_sequences(digits, tmp_path):
+    changes = {"parallelism.tensor_parallel_degree": "2"}
+    world = World(size=2)
+    with pytest.raises(SettingsError, match="set parallelism.sequence_parallel to false"):
+        Run.compose(None, words(digits, tmp_path / "run", **changes), world=world)
+    changes["parallelism.sequence_parallel"] = "false"
+    run = Run.compose(None, words(digits, tmp_path / "run", **changes), world=world)
+    assert run.degrees["tp"] == 2
+
+
+@pytest.mark.parametrize("axis", ["context", "pipeline"])
 def test_plans_that_are_not_proven_are_refused(digits, tmp_path, axis):
     degree = f"parallelism.{axis}_parallel_degree"
     with pytest.raises(SettingsError, match=f"{degree} = 2: no test has compared the gradients"):

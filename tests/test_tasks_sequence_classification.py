@@ -144,9 +144,10 @@ def trained(rank, name):
     return trained_on(Mesh.of_degrees(PLANS[name].degrees, "cpu"), name)
 
 
-def test_fsdp_changes_no_step():
+@pytest.mark.parametrize("name", ["fsdp 2", "tp 2"])
+def test_no_plan_changes_a_step(name):
     true_numbers, true_parts = trained_on(ALONE, "one")
-    answers = in_processes(2, trained, "fsdp 2")
+    answers = in_processes(2, trained, name)
     for numbers, _ in answers:
         for ours, theirs in zip(numbers, true_numbers):
             assert ours == pytest.approx(theirs, rel=1e-9)

@@ -65,7 +65,8 @@ def import_hf(source: str, folder: Path, plugins: tuple[str, ...] = ()) -> Check
         raise SettingsError(
             f"{source}: a model of images needs no import, since a run is begun with its data: "
             f"`longfire train --job.task {IMAGES} --model.config {source} --model.weights {source} "
-            f"--data.dataset FOLDER` trains it on, `longfire eval {source} --data FOLDER` evaluates it"
+            f"--data.dataset FOLDER` trains it on, `longfire eval {source} --data FOLDER` "
+            "evaluates it"
         )
     check_checksums(theirs, whole=Path(source).expanduser().is_dir())
     model_config = model_config_in(theirs)

@@ -11,7 +11,8 @@ ways across, and those of the gradients:
     out of it     sum       gradients: same         scatter   gradients: gather
 
 (Shoeybi 2019, Megatron-LM; Korthikanti 2022.) Layers only declare what is to be done with them
-(`roles`), and know of no process.
+(`roles`), and know of no process. A classifier has its embedding and its head whole in every
+process, since the head sees one token of a sequence, or the mean of all.
 """
 
 from typing import TYPE_CHECKING, cast
@@ -57,6 +58,8 @@ def split(
     """
     if mesh.size("tp") == 1:
         return
+    has_classes = model.config.num_classes > 0
+    assert not (has_classes and sequence_parallel), "refused"
     tp_group = TensorGroup(
         mesh.size("tp"),
         mesh.rank("tp"),
@@ -74,7 +77,8 @@ def split(
         dims = cast("dict[str, int]", module.split_dims)  # as every Mixer.whole_model declares
         for leaf, dim in dims.items():
             keep_range(module, leaf, dim, tp_group)
-    split_vocabulary(model, tp_group)
+    if not has_classes:
+        split_vocabulary(model, tp_group)
     for name, parameter, spec in list(placed_parameters(model)):
         is_partial = sequence_parallel or parameter in inside  # of a part of the tokens, or heads
         if is_partial and spec.split is None:

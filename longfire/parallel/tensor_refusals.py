@@ -35,12 +35,15 @@ def refusals(
             f"{degree}: a teacher's logits and hidden states are compared whole; set it to 1, or "
             "distillation.teacher to ''"
         )
-    if sequence_parallel and seq_len % tp and cp == 1:
+    if sequence_parallel and model.config.num_classes:
+        yield whole_sequences(tp)
+    elif sequence_parallel and seq_len % tp and cp == 1:
         yield (
             f"{degree} must divide training.seq_len = {seq_len}, since processes share the tokens "
             "of a sequence; change one of them, or set parallelism.sequence_parallel to false"
         )
-    if model.config.vocab_size < tp:
+    is_split = not (model.config.num_classes or model.config.image_size)
+    if is_split and model.config.vocab_size < tp:
         yield (
             f"{degree} is more than the vocabulary's {model.config.vocab_size} words; set it to "
             "at most that"
@@ -49,6 +52,14 @@ def refusals(
     for region, name in named_regions(model):
         reasons.update(why_not_shared(region, name, tp))
     yield from sorted(reasons)
+
+
+def whole_sequences(tp: int) -> str:
+    """Why a classifier has no sequence parallelism."""
+    return (
+        f"parallelism.tensor_parallel_degree = {tp}: the head of a classifier sees whole "
+        "sequences, of which processes hold parts: set parallelism.sequence_parallel to false"
+    )
 
 
 def why_not_shared(

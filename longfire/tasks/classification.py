@@ -29,6 +29,7 @@ from longfire.ops.cross_entropy import CorrectLabels
 from longfire.own_files import read_json, read_note
 from longfire.parallel.apply import device_of, reshard
 from longfire.parallel.axes import DATA
+from longfire.parallel.tensor_refusals import whole_sequences
 from longfire.tasks.class_losses import TOP, counts, numbers_of
 from longfire.tasks.contract import Results, Task
 
@@ -84,7 +85,7 @@ class ClassificationTask(Task):
         "eval.sample_prompt",
         "eval.sample_tokens",
     )
-    proven_axes: ClassVar[frozenset[str]] = frozenset(DATA)
+    proven_axes: ClassVar[frozenset[str]] = frozenset({*DATA, "tp"})
 
     @classmethod
     def refusals(cls, run: RunSettings) -> Iterator[str]:
@@ -93,7 +94,11 @@ class ClassificationTask(Task):
                 f"data.dataset = embedded has no classes, which job.task = {run.job.task!r} "
                 "learns: name a source of your own"
             )
+        tp = run.degrees["tp"]
         if isinstance(run.model_config, ModelConfig):
+            is_known = run.model_config.num_classes > 0  # then tensor_refusals.refusals says it
+            if tp > 1 and run.parallelism.sequence_parallel and not is_known:
+                yield whole_sequences(tp)
             reason = f"job.task = {run.job.task!r} has a loss of its own"
             asked = {reason: "take another MLP"}
             yield from refusals_of_auxiliary_losses(run.model_config, asked)
