@@ -55,6 +55,7 @@ SECOND = {
     "images.min_crop_area": "0.5",
     "images.flip": "true",
     "images.mixup_alpha": "0.8",
+    "images.cutmix_alpha": "0.8",
     "images.mean": "0.4",
     "images.std": "0.4",
     "images.max_pixels": "1000",

@@ -75,8 +75,8 @@ def test_an_epoch_has_each_image_once_with_its_class(folder):
 
 
 def test_any_batch_is_the_same_however_it_is_reached(folder):
-    """Number i of the run, with crops, flips and mixup: in large batches, small ones, from the middle, without prefetching."""
-    images = replace(SETTINGS, crop="resized", flip=True, mixup_alpha=0.5)
+    """Number i of the run, with crops, flips, mixup and CutMix: in large batches, small ones, from the middle, without prefetching."""
+    images = replace(SETTINGS, crop="resized", flip=True, mixup_alpha=0.5, cutmix_alpha=1.0)
     with (
         batches_of(folder, images) as batches,
         batches_of(folder, images, prefetch_factor=0) as bare,
@@ -103,6 +103,40 @@ def test_mixup_is_the_weighted_sum_of_two_images_of_the_run(folder):
     assert batch.partner_labels_B.equal(true.labels_B[partners])
     torch.testing.assert_close(batch.share_B + batch.share_B[partners], torch.ones(14))
     assert batch.share_B.unique().numel() > 7
+
+
+def test_cutmix_has_a_part_of_the_partner_and_its_share_of_the_label(folder):
+    """Each image has one value: which pixels are the partner's is seen, and how many."""
+    with (
+        batches_of(folder) as plain,
+        batches_of(folder, replace(SETTINGS, cutmix_alpha=1.0)) as cut,
+    ):
+        true, batch = plain.at(0, 60), cut.at(0, 60)
+    partners = torch.arange(60) ^ 1
+    own_BHW, mixed_BHW = true.pixels_BCHW[:, 0], batch.pixels_BCHW[:, 0]
+    is_own_BHW = mixed_BHW == own_BHW
+    assert (is_own_BHW | (mixed_BHW == own_BHW[partners])).all()
+    differs_B = own_BHW[:, 0, 0] != own_BHW[partners][:, 0, 0]
+    assert differs_B.sum() > 30 and is_own_BHW[differs_B].equal(is_own_BHW[partners][differs_B])
+    shares_B = is_own_BHW.double().mean((1, 2))[differs_B]
+    torch.testing.assert_close(batch.share_B[differs_B].double(), shares_B, rtol=0, atol=1e-7)
+    assert batch.share_B.unique().numel() > 10
+    for is_own_HW in is_own_BHW[differs_B]:
+        rows, columns = (~is_own_HW).any(1), (~is_own_HW).any(0)
+        assert (~is_own_HW).equal(rows[:, None] & columns)  # one rectangle
+    assert batch.partner_labels_B.equal(true.labels_B[partners])
+    assert batch.labels_B.equal(true.labels_B)
+
+
+def test_with_mixup_too_a_pair_is_mixed_in_one_of_both_ways(folder):
+    with batches_of(folder, replace(SETTINGS, mixup_alpha=1.0)) as batches:
+        mixed = batches.at(0, 200)
+    with batches_of(folder, replace(SETTINGS, mixup_alpha=1.0, cutmix_alpha=1.0)) as batches:
+        both = batches.at(0, 200)
+    is_mixup_B = (mixed.pixels_BCHW == both.pixels_BCHW).all((1, 2, 3))
+    assert is_mixup_B.equal(is_mixup_B[torch.arange(200) ^ 1])
+    assert 60 < is_mixup_B.sum() < 140
+    assert both.share_B[is_mixup_B].equal(mixed.share_B[is_mixup_B])
 
 
 def test_sources_have_the_shares_that_are_asked_for(folder, tmp_path):

@@ -101,6 +101,7 @@ AUGMENTED = {
     "images.crop": "resized",
     "images.flip": "true",
     "images.mixup_alpha": "0.4",
+    "images.cutmix_alpha": "1.0",
     "classification.label_smoothing": "0.1",
     "model.dropout": "0.1",
     "model.attention.dropout": "0.1",
@@ -110,7 +111,7 @@ AUGMENTED = {
 
 
 def test_kill_9_and_resume_equal_one_run_to_the_bit(digits, tmp_path):
-    """With everything that is drawn: order, crops, flips, mixup, dropout."""
+    """With everything that is drawn: order, crops, flips, mixup, CutMix, dropout."""
     assert main(command_line(words(digits, tmp_path / "whole", **AUGMENTED))) == 0
     settings = words(digits, tmp_path / "killed", **AUGMENTED)
     killed = subprocess.Popen(

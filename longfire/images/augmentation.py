@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longfire.config.settings import Images
-from longfire.data.order import AUGMENTATION, MIXUP, key
+from longfire.data.order import AUGMENTATION, CUTMIX, MIXUP, key
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 TRIES = 10  # of an area and an aspect ratio that fit into the image
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels
+Part = tuple[slice, slice]  # rows and columns of an image
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,37 @@ class View:
         """The random numbers of an image for a purpose."""
         return np.random.Generator(np.random.Philox(key=int(key(self.seed, purpose, number)[0])))
 
+    @property
+    def mixes(self) -> bool:
+        """Whether image `number` is trained on together with its partner, image `number ^ 1`."""
+        return self.settings.mixup_alpha > 0 or self.settings.cutmix_alpha > 0
+
     def mixup_share(self, number: int) -> float:
-        """The share of image `number` in the sum with its partner, image `number ^ 1`, which has
-        the rest: both are of one draw (Zhang 2018, "mixup")."""
+        """The share of image `number` in the sum with its partner, which has the rest: both are of
+        one draw (Zhang 2018, "mixup"). 1 without mixup."""
         alpha = self.settings.mixup_alpha
+        if not alpha:
+            return 1.0
         share = float(self.chance(MIXUP, number // 2).beta(alpha, alpha))
         return 1 - share if number % 2 else share
+
+    def cut_part(self, number: int) -> Part | None:
+        """The part of image `number` that shows its partner there instead; None where the two are
+        not cut. Both are cut in the same place (Yun 2019, "CutMix", algorithm 1)."""
+        alpha = self.settings.cutmix_alpha
+        if not alpha:
+            return None
+        chance = self.chance(CUTMIX, number // 2)
+        if self.settings.mixup_alpha and chance.random() < 0.5:
+            return None
+        side = round(self.image_size * math.sqrt(1 - chance.beta(alpha, alpha)))
+        row, column = chance.integers(self.image_size, size=2).tolist()
+        return self.around(row, side), self.around(column, side)
+
+    def around(self, middle: int, side: int) -> slice:
+        """The rows or columns of a part with this middle, as far as they are in the image."""
+        first = middle - side // 2
+        return slice(max(first, 0), min(first + side, self.image_size))
 
     def centre(self, image: "Image") -> np.ndarray:
         """Resized so that the shorter side is `images.resize`, then the middle; uint8 (H, W, C)."""

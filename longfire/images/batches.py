@@ -75,10 +75,10 @@ class ImageBatches:
         return self.made(first, count, self.prefetched.pop((first, count)))
 
     def numbers(self, first: int, count: int) -> list[int]:
-        """The images of the run that a batch is made of: with mixup those of whole pairs, which are
-        2 k and 2 k + 1."""
+        """The images of the run that a batch is made of: with mixup or CutMix those of whole pairs,
+        which are 2 k and 2 k + 1."""
         stop = first + count
-        if self.view.settings.mixup_alpha:
+        if self.view.mixes:
             first -= first % 2
             stop += stop % 2
         return list(range(first, stop))
@@ -128,17 +128,22 @@ class ImageBatches:
         views = {number: future.result() for number, future in waiting.views.items()}
         labels_B = torch.tensor([labels[number] for number in numbers])
         pixels_BCHW = torch.from_numpy(np.stack([views[number] for number in numbers]))
-        if not self.view.settings.mixup_alpha:
+        if not self.view.mixes:
             return ImageBatch(pixels_BCHW, labels_B, self.tokens)
         share_B = torch.tensor([self.view.mixup_share(number) for number in numbers])
         others_BCHW = torch.from_numpy(np.stack([views[number ^ 1] for number in numbers]))
-        return ImageBatch(
-            torch.lerp(others_BCHW, pixels_BCHW, share_B[:, None, None, None]),
-            labels_B,
-            self.tokens,
-            torch.tensor([labels[number ^ 1] for number in numbers]),
-            share_B,
-        )
+        mixed_BCHW = torch.lerp(others_BCHW, pixels_BCHW, share_B[:, None, None, None])
+        for row, number in enumerate(numbers):
+            part = self.view.cut_part(number)
+            if part is None:
+                continue
+            rows, columns = part
+            theirs_CHW = others_BCHW[row, :, rows, columns]
+            mixed_BCHW[row] = pixels_BCHW[row]
+            mixed_BCHW[row, :, rows, columns] = theirs_CHW
+            share_B[row] = 1 - theirs_CHW[0].numel() / self.view.image_size**2
+        partner_labels_B = torch.tensor([labels[number ^ 1] for number in numbers])
+        return ImageBatch(mixed_BCHW, labels_B, self.tokens, partner_labels_B, share_B)
 
     def validation(
         self, part: ImageSet, count: int, process: int = 0, processes: int = 1

@@ -38,6 +38,13 @@ class Images:
         "alpha); 0: on single images",
         NATURAL,
     )
+    cutmix_alpha: float = setting(
+        0.0,
+        "train on images with a part of another one in them, and on both labels by their areas, "
+        "the share drawn from Beta(alpha, alpha); with mixup_alpha too, half of the pairs are "
+        "mixed in one way, half in the other; 0: without",
+        NATURAL,
+    )
     mean: tuple[float, ...] = setting(
         (0.5,), "mean of pixels in [0, 1] that is subtracted: one number, or one for each channel"
     )
