@@ -25,7 +25,7 @@ LANDS = {
     "optimizer.name": ("AdamW", "optimizer.name"),
     "optimizer.eps": ("1e-8", "optimizer.eps"),
     "optimizer.fused": ("true", "optimizer.fused"),
-    "optimizer.scheduler": ("wsd", "lr_scheduler.name"),
+    "optimizer.scheduler": ("linear", "lr_scheduler.name"),
     "optimizer.lr": ("3e-4", "optimizer.lr"),
     "optimizer.min_lr_ratio": ("0.1", "lr_scheduler.min_lr_ratio"),
     "training.batch_size": ("32", "training.batch_size"),

@@ -17,7 +17,8 @@ GPT2_RATES = {"s": "6e-4", "m": "1.5e-4", "l": "1.5e-4", "xl": "1.5e-4"}
 GPT3_RATES = {"s": "6e-4", "m": "3e-4", "l": "2.5e-4", "xl": "2e-4", "2.7b": "1.6e-4"}
 LARGE = ("xl", "2.7b")
 KERNELS = ("-flash", "-hf")  # both are the same model; its kernels are chosen by the device here
-TOKENS_BUDGETS = {"-30B": 30e9, "-60B": 60e9}
+SHORT = ("-30B", "-60B")  # named after about as many tokens as their steps have
+SHORT_STEPS = 60_000
 
 
 def experiment(name: str) -> Experiment:
@@ -28,7 +29,7 @@ def experiment(name: str) -> Experiment:
     size = model[4:]
     if group == "owt" and model.startswith("gpt2") and size in GPT2_RATES and not variants:
         return gpt2(size)
-    is_known = set(variants) <= {"-rotary", "-8k", "-hdim128", *TOKENS_BUDGETS}
+    is_known = set(variants) <= {"-rotary", "-8k", "-hdim128", *SHORT}
     if group == "pile" and model.startswith("gpt3") and size in GPT3_RATES and is_known:
         return gpt3(size, variants)
     raise SettingsError(
@@ -51,7 +52,8 @@ def gpt2(size: str) -> Experiment:
 
 def gpt3(size: str, variants: list[str]) -> Experiment:
     """Its large models take twice the sequences in a step and half the steps; sequences of 8,192
-    tokens are a quarter as many."""
+    tokens are a quarter as many. The variants -30B and -60B are of 60,000 steps, whose decay ends
+    with the last."""
     config = f"gpt3-{size}"
     for variant in ("-hdim128", "-rotary", "-8k"):
         if variant in variants:
@@ -73,12 +75,13 @@ def gpt3(size: str, variants: list[str]) -> Experiment:
         "lr_scheduler.warmup_steps": str(warmup_steps),
         "lr_scheduler.decay_end_step": str(steps * 3 // 4),
     }
-    for variant, tokens in TOKENS_BUDGETS.items():
-        if variant in variants:
-            budget_steps = round(tokens / (sequences * seq_len))
-            overrides["training.steps"] = str(budget_steps)
-            overrides["lr_scheduler.decay_end_step"] = "0"
-            overrides["lr_scheduler.warmup_steps"] = str(min(warmup_steps, budget_steps // 100))
+    if is_large:
+        overrides["eval.interval"] = "1000"
+        overrides["checkpoint.milestone_interval"] = "12500"
+    if set(SHORT) & set(variants):
+        overrides["training.steps"] = str(SHORT_STEPS)
+        overrides["lr_scheduler.decay_end_step"] = "0"
+        overrides["lr_scheduler.warmup_steps"] = str(SHORT_STEPS // 100)
     if size != "s" or "-8k" in variants:
         overrides["training.batch_size"] = "1"
     return named_after(Experiment("gpt3-s-pile", overrides), f"{config}-pile")

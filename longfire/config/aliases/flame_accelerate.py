@@ -32,27 +32,55 @@ DEFAULTS = {
 }
 
 
+# What scheduler= sets beside the name of the shape, where the line does not
+OF_SHAPE = {
+    "lr_scheduler.min_lr_ratio",
+    "lr_scheduler.decay_shape",
+    "lr_scheduler.warmup_steps",
+}
+# The shape of transformers that has no warm-up, whatever warmup= says
+WITHOUT_WARMUP = "constant"
+
+
 def defaults_of_flame(value: str, others: Mapping[str, str]) -> dict[str, object]:
     """`type=` begins a line of its train.sh, whose words have its own defaults
     where the line leaves them out: batch 32, warmup 1024, steps 20480, decay 0.01, save 2048 ..."""
     meanings: dict[str, object] = {}
     for word, (key, default) in DEFAULTS.items():
-        if word not in others and key not in others:
+        is_set = word in others or key in others
+        if word == "warmup" and others.get("scheduler") == WITHOUT_WARMUP:
+            is_set = True
+        if not is_set:
             meanings[key] = default
     return meanings
 
 
+def warmup_steps(value: str, others: Mapping[str, str]) -> dict[str, object]:
+    """The same here; scheduler=constant has no warm-up there, so that none is set beside it."""
+    if others.get("scheduler") == WITHOUT_WARMUP:
+        return {}
+    return {"lr_scheduler.warmup_steps": value}
+
+
 def schedule(value: str, others: Mapping[str, str]) -> dict[str, object]:
     """The shape of the learning rate; `linear`, `cosine`, `polynomial` and `inverse_sqrt` come down
-    to 0 there, `cosine_with_min_lr` to a tenth, and a plateau is 10 validations without an
-    improvement. The names of flash-attention's configs/scheduler mean what they mean there."""
+    to 0 there, `warmup_stable_decay` too, along a cosine, `cosine_with_min_lr` to a tenth;
+    `constant` has no warm-up, and a plateau is 10 validations without an improvement. The names of
+    flash-attention's configs/scheduler mean what they mean there."""
     if value in SHAPES:
         return schedule_of_flash_attention(value, others)
     meanings: dict[str, object] = {"lr_scheduler.name": value}
+    if value == WITHOUT_WARMUP:
+        meanings["lr_scheduler.warmup_steps"] = 0
+    if value == "warmup_stable_decay":
+        meanings["lr_scheduler.min_lr_ratio"] = 0.0
+        meanings["lr_scheduler.decay_shape"] = "cosine"
     if value in ("linear", "cosine", "polynomial", "inverse_sqrt", "reduce_lr_on_plateau"):
         meanings["lr_scheduler.min_lr_ratio"] = 0.0
     if value == "cosine_with_min_lr":
         meanings["lr_scheduler.min_lr_ratio"] = 0.1
+    for key in OF_SHAPE.intersection(others):  # the line gives these itself
+        meanings.pop(key, None)
     return meanings
 
 
@@ -133,7 +161,7 @@ FLAME_ACCELERATE: dict[str, Old] = {  # `train.sh key=value` and `preprocess.py 
     "scheduler": WithOthers(schedule),
     "batch": "training.batch_size",
     "update": "training.gradient_accumulation_steps",
-    "warmup": "lr_scheduler.warmup_steps",
+    "warmup": WithOthers(warmup_steps),
     "steps": "training.steps",
     "context": "training.seq_len",
     "context_length": "training.seq_len",

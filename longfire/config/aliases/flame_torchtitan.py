@@ -84,6 +84,15 @@ def is_not_fault_tolerant(others: Mapping[str, str]) -> bool:
     return others.get("fault_tolerance.enable", "false").lower() in OFF
 
 
+def shape_of_rate(value: str, others: Mapping[str, str]) -> dict[str, object]:
+    """The same names; wsd falls by 1 - sqrt(x) there."""
+    meanings: dict[str, object] = {"lr_scheduler.name": value}
+    is_named = {"lr_scheduler.decay_shape", "lr_scheduler.decay_type"} & set(others)
+    if value == "wsd" and not is_named:
+        meanings["lr_scheduler.decay_shape"] = "sqrt"
+    return meanings
+
+
 def decay_type(value: str, others: Mapping[str, str]) -> dict[str, object]:
     """The shape of the decay: of all that follows the warm-up, or, with decay_ratio, of the last
     part of the run. Raises SettingsError."""
@@ -113,7 +122,7 @@ FLAME_TORCHTITAN: dict[
         "layers stay what they are; the start of a run logs how many matrices use float8"
     ),
     "model.tokenizer_path": "tokenizer.path",
-    "optimizer.scheduler": "lr_scheduler.name",
+    "optimizer.scheduler": WithOthers(shape_of_rate),
     "optimizer.min_lr_ratio": "lr_scheduler.min_lr_ratio",
     "optimizer.early_step_in_backward": Refused(
         "the norm of all gradients clips a step or skips it, so no parameter changes before the "
