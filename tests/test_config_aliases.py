@@ -186,6 +186,33 @@ def test_todays_words_of_flame_for_the_learning_rate():
     assert last_part.decay_ratio == 0.3
 
 
+def test_todays_words_of_flame_for_optimizer_sharding_and_first_weights():
+    """Its config_manager.py of 2025."""
+    given = sections(
+        told=[],
+        **{
+            "model.name": "fla",
+            "optimizer.implementation": "foreach",
+            "training.fsdp_reshard_after_forward": "default",
+            "checkpoint.initial_load_path": "weights",
+            "checkpoint.initial_load_model_weights_only": "true",
+            "checkpoint.last_save_model_weights_only": "true",
+            "metrics.save_for_all_ranks": "false",
+        },
+    )
+    assert not given["optimizer"].fused and given["model"].weights == "weights"
+    assert given["parallelism"].reshard_after_forward == "auto"
+    assert given["checkpoint"].model_weights_only
+    never = sections(told=[], **{"training.fsdp_reshard_after_forward": "never"})
+    assert never["parallelism"].reshard_after_forward == "never"
+    whole = {"checkpoint.no_initial_load_model_weights_only": "true"}
+    assert sections(told=[], **whole) == sections()
+    with pytest.raises(SettingsError, match="weights alone"):
+        sections(told=[], **whole, **{"checkpoint.initial_load_path": "weights"})
+    with pytest.raises(SettingsError, match="none of|not one of fused"):
+        sections(**{"optimizer.implementation": "cuda"})
+
+
 def test_numbers_of_ring_attention_with_accumulation():
     """Its steps count micro-batches: an update is so many of them."""
     given = sections(
@@ -525,9 +552,65 @@ def test_words_of_flash_attention_s_own_files():
         },
     )
     assert (given["optimizer"].beta1, given["optimizer"].beta2) == (0.9, 0.98)
-    assert given["data"].shuffle == "none" and given["checkpoint"].interval == 500
+    assert given["data"].shuffle == "none"
+    assert given["checkpoint"].milestone_interval == 500, "saved beside the others, and kept"
     with pytest.raises(SettingsError, match="is not two numbers"):
         sections(**{"train.optimizer.betas": "0.9"})
+
+
+def test_what_flash_attention_s_files_say_of_records_and_ends():
+    given = sections(
+        told=[],
+        **{
+            "logger": "[wandb,csv]",
+            "callbacks.speed_monitor.verbose": "True",
+            "callbacks.early_stopping": "null",
+            "callbacks.model_checkpoint.every_n_train_steps": "1000",
+            "callbacks.model_checkpoint_progress.every_n_train_steps": "50000",
+            "callbacks.model_checkpoint_progress.save_top_k": "-1",
+            "trainer.check_val_every_n_epoch": "null",
+            "trainer.deterministic": "True",
+            "eval.log_on_step": "True",
+            "data_dir": "stores",
+        },
+    )
+    assert given["metrics"].enable_wandb and given["training"].deterministic
+    assert given["checkpoint"].interval == 1000 and given["data"].folder == "stores"
+    assert given["checkpoint"].milestone_interval == 50000
+    for word, value, reason in (
+        ("trainer.max_epochs", "3", "training.steps ends a run"),
+        ("callbacks.early_stopping.patience", "3", "training.steps ends a run"),
+        ("callbacks.model_checkpoint.dirpath", "x", "job.dump_folder"),
+        ("logger", "mlflow", "none of wandb"),
+        ("mode", "debug", "a trial"),
+    ):
+        with pytest.raises(SettingsError, match=reason):
+            sections(told=[], **{word: value})
+
+
+def test_keys_of_flash_attention_s_model():
+    words = {"n_embd": "64", "n_layer": "3", "n_head": "4", "rotary_emb_fraction": "0.5"}
+    words |= {"residual_in_fp32": "False", "mlp_checkpoint_lvl": "[0,1,2]", "fused_mlp": "True"}
+    found: dict[str, object] = {}
+    given = {f"model.config.{word}": value for word, value in words.items()}
+    for word, value in given.items():
+        found |= aliases.translate(word, value, "a line", given)[0]
+    assert found == {
+        "model.hidden_size": "64",
+        "model.intermediate_size": 256,
+        "model.num_hidden_layers": "3",
+        "model.attention.num_heads": "4",
+        "model.attention.rope": "default",
+        "model.attention.rotary_fraction": "0.5",
+        "model.learned_positions": "false",
+        "model.residual_in_fp32": "False",
+        "activation_checkpoint.mode": "mlp",
+        "activation_checkpoint.layers": "1,2",
+    }
+    for key, value in found.items():  # each is a setting or a key of a model
+        recipe.read_words({key: str(value)})
+    with pytest.raises(SettingsError, match="levels are 0, 1 and 2"):
+        aliases.translate("model.config.mlp_checkpoint_lvl", "3", "a line", {})
 
 
 def test_words_of_easylm_that_its_defaults_have():

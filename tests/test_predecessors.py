@@ -382,6 +382,28 @@ def test_experiments_of_flash_attention(folder, name, config, sequences, seq_len
         assert run.lr_scheduler.decay_end_step == 0, "the last step"
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_small_experiment_of_flash_attention_is_trained(folder, processes):
+    """Its words for a smaller model, and the shape of its learning rate."""
+    words = [
+        *["experiment=owt/gpt2s-flash", f"trainer.devices={processes}", "trainer.max_steps=4"],
+        *["model.config.n_embd=32", "model.config.n_layer=2", "model.config.n_head=2"],
+        *["datamodule.max_length=64", "datamodule.batch_size=2", "train.global_batch_size=8"],
+        *["datamodule.dataset_name=data.jsonl", "tokenizer=fla-hub/transformer-1.3B-100B"],
+        *["train.scheduler.num_warmup_steps=2", "datamodule.num_workers=1", "trainer.precision=32"],
+        *["callbacks.model_checkpoint.every_n_train_steps=2", "datamodule.val_ratio=0.02"],
+        *["model.config.vocab_size=280"],
+    ]
+    ended = started(words, processes=1)
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr
+    assert f"on {processes} process" in ended.stdout
+    assert steps_saved("runs/gpt2-s-owt") == [2, 4]
+    found = rates("runs/gpt2-s-owt")
+    assert found == pytest.approx([3e-4, 6e-4, 6e-4, 3e-4]), "linear, to 0 after the last step"
+    saved = saved_settings("runs/gpt2-s-owt")
+    assert saved["training"]["global_batch_size"] == 8
+
+
 def test_an_unknown_experiment_names_those_that_there_are(folder, capsys):
     assert main(["train", "experiment=owt/gpt5-flash"]) == 2
     assert "owt/gpt2{s,m,l,xl}-flash" in capsys.readouterr().err

@@ -4,6 +4,8 @@ there is none.
     meaning.py           what a spelling may mean
     flame_accelerate.py  flame on accelerate
     flame_torchtitan.py  flame on torchtitan
+    flash_attention_model.py  the keys of flash-attention's model.config
+    flash_attention_records.py  flash-attention's callbacks, metrics and loggers
     flash_attention.py   flash-attention's training/
     ring_attention.py    RingAttention with Blockwise Transformers
     earlier_longfire.py  settings of longfire that have another name now

@@ -15,6 +15,10 @@ from longfire.errors import SettingsError
 
 TENSOR_DEGREES = ("training.tensor_parallel_degree", "parallelism.tensor_parallel_degree")
 RESTARTS = "MAX_RESTARTS of scripts/train.sh starts all processes again from the newest checkpoint"
+WEIGHTS_ALONE = (
+    "model.weights begins a run with weights alone and a fresh optimizer; a run resumes with both "
+    "in its own run folder"
+)
 DELAYED = (
     "scales are made of the numbers at hand (dynamic); delayed ones, of earlier steps, are gone "
     "from torchao too"
@@ -110,10 +114,37 @@ def decay_type(value: str, others: Mapping[str, str]) -> dict[str, object]:
     return {"lr_scheduler.name": value}
 
 
+def implementation(value: str) -> dict[str, object]:
+    """torch's fused kernel, or none: `foreach` and `for-loop` differ in speed only. Raises
+    SettingsError."""
+    if value not in ("fused", "foreach", "for-loop"):
+        raise SettingsError(
+            f"optimizer.implementation = {value!r} is not one of fused, foreach, for-loop: write "
+            "optimizer.fused"
+        )
+    return {"optimizer.fused": value == "fused"}
+
+
+def resharded(value: str) -> dict[str, object]:
+    """The same words but for `default`, which is auto here."""
+    return {"parallelism.reshard_after_forward": "auto" if value == "default" else value}
+
+
+def first_weights(value: str) -> dict[str, object]:
+    """Weights that a new run begins with; empty text names none."""
+    return {"model.weights": value} if value else {}
+
+
+def begins_with_nothing(others: Mapping[str, str]) -> bool:
+    """Whether no checkpoint is named to begin with, as in a line that says nothing of it."""
+    return not others.get("checkpoint.initial_load_path", "")
+
+
 FLAME_TORCHTITAN: dict[
     str, Old
 ] = {  # `--section.key value`; what is not listed has the same name here
     "job.use_for_integration_test": Refused(NO_EFFECT),
+    "model.name": Refused(f"model.config says what is trained; {IN_CONFIG}", ("fla",)),
     "model.norm_type": Refused(
         f"{NO_EFFECT} but a guard of compile; {IN_CONFIG} (`norm`)", ("rmsnorm", "fused_rmsnorm")
     ),
@@ -124,6 +155,7 @@ FLAME_TORCHTITAN: dict[
     "model.tokenizer_path": "tokenizer.path",
     "optimizer.scheduler": WithOthers(shape_of_rate),
     "optimizer.min_lr_ratio": "lr_scheduler.min_lr_ratio",
+    "optimizer.implementation": implementation,
     "optimizer.early_step_in_backward": Refused(
         "the norm of all gradients clips a step or skips it, so no parameter changes before the "
         "last gradient is there; with training.max_norm = 0 it is accepted",
@@ -149,6 +181,7 @@ FLAME_TORCHTITAN: dict[
     "training.data_parallel_shard_degree": "parallelism.data_parallel_shard_degree",
     "training.enable_cpu_offload": "parallelism.cpu_offload",
     "training.tensor_parallel_degree": "parallelism.tensor_parallel_degree",
+    "training.fsdp_reshard_after_forward": resharded,
     "training.disable_loss_parallel": Refused(
         "with tensor parallel the loss is always shared: whole logits would be the largest "
         "tensor of all",
@@ -158,6 +191,7 @@ FLAME_TORCHTITAN: dict[
     "training.mixed_precision_reduce": Refused(
         "gradients are always summed in float32", ("float32",)
     ),
+    "metrics.save_for_all_ranks": Refused("process 0 writes the records of the whole run"),
     "metrics.rank_0_only": Refused(
         "process 0 reports progress, the others report errors only", ("true", "on", "yes", "1")
     ),
@@ -183,6 +217,14 @@ FLAME_TORCHTITAN: dict[
     "activation_offload.mode": Refused(
         "activation_checkpoint.offload keeps the inputs of blocks in the host's memory", ("none",)
     ),
+    "checkpoint.initial_load_path": first_weights,
+    "checkpoint.initial_load_model_weights_only": Refused(
+        WEIGHTS_ALONE, ("true", "on", "yes", "1"), accepted=begins_with_nothing
+    ),
+    "checkpoint.no_initial_load_model_weights_only": Refused(
+        WEIGHTS_ALONE, accepted=begins_with_nothing
+    ),
+    "checkpoint.last_save_model_weights_only": "checkpoint.model_weights_only",
     "checkpoint.exclude_from_loading": Refused(
         "a run resumes as a whole; model.weights begins a new one with weights alone", ("",)
     ),

@@ -2,9 +2,17 @@
 
 from collections.abc import Mapping
 
+from longfire.config.aliases.flash_attention_model import MODEL_CONFIG
+from longfire.config.aliases.flash_attention_records import (
+    ENDS,
+    IN_RUN_FOLDER,
+    NONE,
+    RECORDS,
+)
 from longfire.config.aliases.meaning import OFF, Dropped, Old, Refused, Started, WithOthers
 from longfire.errors import SettingsError
 
+TRIAL = "a trial is a run with a small training.steps, or `longfire plan`"
 GLOBAL_BATCH = ("train.global_batch_size", "training.global_batch_size")
 
 
@@ -118,50 +126,6 @@ def momentum(value: str, others: Mapping[str, str]) -> dict[str, object]:
     return {"optimizer.options": options}
 
 
-def norm_monitor(value: str, others: Mapping[str, str]) -> dict[str, object]:
-    """Norms of all parameters whenever a step is logged; null: never."""
-    if value.lower() in (*OFF, "null", "none"):
-        return {"metrics.norms_freq": 0}
-    return {"metrics.norms_freq": others.get("trainer.log_every_n_steps", "50")}
-
-
-def names_of_group(value: str) -> list[str]:
-    """The names of `group=[one, two]`."""
-    return [name.strip() for name in value.strip("[]()").split(",") if name.strip()]
-
-
-def metrics(value: str) -> dict[str, object]:
-    """perplexity and num-tokens are always recorded, and acc where it is asked for. Raises
-    SettingsError."""
-    known = ("acc", "acc_ignore_index", "num-tokens", "perplexity", "ppl")
-    for name in names_of_group(value):
-        if name not in known:
-            raise SettingsError(f"metrics = {value!r}: {name} is none of {', '.join(known)}")
-    counts = any(name.startswith("acc") for name in names_of_group(value))
-    return {"metrics.accuracy": counts}
-
-
-def callbacks(value: str, others: Mapping[str, str]) -> dict[str, object]:
-    """norm-monitor records norms whenever a step is logged; callbacks.ema.decay keeps an average;
-    the others ask for what every run has. Raises SettingsError for ema without its decay."""
-    if "ema" in names_of_group(value) and "callbacks.ema.decay" not in others:
-        raise SettingsError(
-            f"callbacks = {value!r}: ema needs its decay: set callbacks.ema.decay beside it, or "
-            "optimizer.ema_decay"
-        )
-    if "norm-monitor" in names_of_group(value) and "callbacks.norm_monitor" not in others:
-        return norm_monitor("", others)
-    return {}
-
-
-def best_checkpoints(value: str) -> dict[str, object]:
-    """How many checkpoints of the lowest validation loss are kept, beside the newest; -1: all are
-    kept."""
-    if value == "-1":
-        return {"checkpoint.keep_latest_k": 0}
-    return {"checkpoint.keep_best_k": value, "checkpoint.keep_latest_k": 1}
-
-
 def both_betas(value: str) -> dict[str, object]:
     """[0.9, 0.95]: those of the first and the second moment. Raises SettingsError."""
     betas = value.strip("[]()").split(",")
@@ -171,6 +135,8 @@ def both_betas(value: str) -> dict[str, object]:
 
 
 FLASH_ATTENTION: dict[str, Old] = {  # Hydra's `group.key=value`
+    **MODEL_CONFIG,
+    **RECORDS,
     "experiment": Refused(
         "an experiment is a recipe with settings of the command line: `longfire train` and "
         "`longfire plan` take it, a recipe cannot",
@@ -222,29 +188,6 @@ FLASH_ATTENTION: dict[str, Old] = {  # Hydra's `group.key=value`
     "datamodule.val_split_seed": "data.validation_seed",
     "datamodule.add_eos": "tokenizer.add_eos",
     "datamodule.num_workers": "data.num_workers",
-    "callbacks": WithOthers(callbacks),
-    "metrics": metrics,
-    "callbacks.norm_monitor": WithOthers(norm_monitor),
-    "callbacks.norm_monitor.layer_norm_only": Refused("norms are those of all parameters"),
-    "callbacks.ema.decay": "optimizer.ema_decay",
-    "callbacks.ema.use_num_updates": Refused("the decay is the same at every step"),
-    "callbacks.model_checkpoint.every_n_train_steps": "checkpoint.interval",
-    "callbacks.model_checkpoint_progress.every_n_train_steps": "checkpoint.interval",
-    "callbacks.model_checkpoint.save_top_k": best_checkpoints,
-    "callbacks.model_checkpoint.monitor": Refused(
-        "the best checkpoints are those of the lowest validation loss", ("val/loss",)
-    ),
-    "callbacks.model_checkpoint.mode": Refused(
-        "the best checkpoints are those of the lowest validation loss", ("min",)
-    ),
-    **dict.fromkeys(
-        (
-            "callbacks.model_checkpoint_progress.fault_tolerant",
-            "callbacks.model_checkpoint.save_last",
-            "datamodule.fault_tolerant",
-        ),
-        Dropped("a checkpoint has the whole state, and the position in the data"),
-    ),
     **dict.fromkeys(
         (
             "datamodule.pin_memory",
@@ -258,6 +201,25 @@ FLASH_ATTENTION: dict[str, Old] = {  # Hydra's `group.key=value`
     "datamodule.shuffle": shuffled,
     "datamodule.detokenize": Refused("text is tokenized as it is"),
     "datamodule.batch_size_eval": Dropped("an evaluation has the micro-batches of the training"),
+    "trainer.deterministic": "training.deterministic",
+    "trainer.benchmark": Dropped("shapes are the same at every step"),
+    "trainer.check_val_every_n_epoch": Refused("eval.interval counts steps", NONE),
+    **dict.fromkeys(
+        ("trainer.max_epochs", "trainer.min_epochs", "trainer.min_steps"), Refused(ENDS, NONE)
+    ),
+    **dict.fromkeys(
+        (
+            "trainer.fast_dev_run",
+            "trainer.limit_train_batches",
+            "trainer.limit_val_batches",
+            "trainer.limit_test_batches",
+            "trainer.overfit_batches",
+        ),
+        Refused(TRIAL, (*OFF, "0.0", "1.0")),
+    ),
+    "trainer.resume_from_checkpoint": Refused(
+        "a run resumes by itself; checkpoint.load_step names another step", NONE
+    ),
     "trainer.accelerator": Dropped("training.device is the GPU where there is one"),
     "trainer.gpus": Started("processes of this machine"),
     **dict.fromkeys(
@@ -275,16 +237,14 @@ FLASH_ATTENTION: dict[str, Old] = {  # Hydra's `group.key=value`
     "train.scheduler.num_training_steps": "lr_scheduler.decay_end_step",
     "train.optimizer_param_grouping.bias_weight_decay": Refused("vectors never decay"),
     "train.optimizer_param_grouping.normalization_weight_decay": Refused("vectors never decay"),
+    "train.loss_fn.inplace_backward": Dropped(
+        "the gradient of a chunk of logits always takes the place of the logits"
+    ),
+    "data_dir": "data.folder",
+    "work_dir": Refused(IN_RUN_FOLDER, ()),
+    "mode": Refused(TRIAL, ("default", "exp")),
+    "test_after_training": Refused("`longfire eval RUN` measures a run that has ended"),
     "print_config": "job.print_args",
     "ignore_warnings": Dropped("warnings are few, and on stderr"),
-    "logger.wandb.mode": "metrics.wandb_mode",
-    **dict.fromkeys(
-        ("logger.wandb.entity", "logger.wandb.group", "logger.wandb.tags", "logger.wandb.id"),
-        Dropped(
-            "Weights & Biases has variables of its own: WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_TAGS, "
-            "WANDB_RUN_ID"
-        ),
-    ),
-    "logger.wandb.project": "metrics.wandb_project",
     "resume": Dropped("a run resumes by itself from its newest whole checkpoint"),
 }
