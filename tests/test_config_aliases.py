@@ -6,6 +6,7 @@ from logged import logged_to
 from longfire.cli import main
 from longfire.config import aliases, recipe, settings
 from longfire.errors import SettingsError
+from longfire.training.schedule import schedule
 
 # flag -> (a value that users give, our key); in the order of the list of what flame documents
 LANDS = {
@@ -715,9 +716,36 @@ def test_a_schedule_of_flash_attention_by_its_own_word():
     assert (given.name, given.gamma, given.patience) == ("plateau", 0.3, 20)
 
 
-def test_the_optimizer_palm_is_refused_with_its_parts():
-    with pytest.raises(SettingsError, match="optimizer.name = Adafactor"):
-        sections(**{"optimizer.type": "palm"})
+def test_the_optimizer_palm_brings_its_rate_and_decay():
+    """optax: rate(step) = lr / 0.01 / sqrt(max(step, warmup)), decay(step) = decay / 1e-4 * rate ** 2."""
+    words = {"optimizer.type": "palm", "optimizer.palm_optimizer.lr": "0.02"}
+    words |= {
+        "optimizer.palm_optimizer.lr_warmup_steps": "4",
+        "optimizer.palm_optimizer.weight_decay": "3e-4",
+    }
+    given = sections(told=[], **words)
+    peak, scheduler = given["optimizer"].lr, given["lr_scheduler"]
+    rates = [peak * schedule(step, 40, scheduler.warmup_steps, scheduler) for step in range(40)]
+    assert rates == pytest.approx([2 / max(step, 4) ** 0.5 for step in range(40)], rel=1e-12)
+    assert given["optimizer"].weight_decay == pytest.approx(3.0)
+    assert given["optimizer"].options[2:] == (
+        *("momentum=0.9", "decay_exponent=0.99", "decay_scale=rate_squared"),
+    )
+    with pytest.raises(SettingsError, match="without optimizer.type = palm"):
+        sections(**{"optimizer.palm_optimizer.lr": "0.02"})
+
+
+def test_ring_attention_s_adamw_with_the_scale_of_parameters_is_adafactor():
+    word = "optimizer.adamw_optimizer.multiply_by_parameter_scale"
+    options = ("factored=false", "clip_threshold=0", "momentum=0.8", "decay_exponent=0.95")
+    options = (*options, "decay_scale=rate")
+    for words in ({"optimizer.type": "adamw"}, {}):
+        words = {**words, word: "True", "optimizer.adamw_optimizer.b1": "0.8"}
+        given = sections(told=[], **words)["optimizer"]
+        assert (given.name, given.options) == ("Adafactor", options)
+        assert given.beta1 == settings.Optimizer().beta1, "Adafactor has none"
+    off = sections(told=[], **{word: "False", "optimizer.type": "adamw"})["optimizer"]
+    assert off == settings.Optimizer()
 
 
 def test_best_checkpoints_of_flash_attention():

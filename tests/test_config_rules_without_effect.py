@@ -79,6 +79,7 @@ WITH_OTHERS = [
     ("lr_scheduler.decay_end_step", "700", {"lr_scheduler.name": "inverse_sqrt"}),
     ("lr_scheduler.min_lr_ratio", "0.5", {"lr_scheduler.name": "constant"}),
     ("lr_scheduler.warmup_steps", "7", {"lr_scheduler.warmup_tokens": "4096"}),
+    ("lr_scheduler.warmup_shape", "constant", {"lr_scheduler.warmup_steps": "0"}),
     ("comm.trace_buf_size", "7", {"training.device": "cpu"}),
     ("training.steps", "7", {"training.tokens": "1000000"}),
     ("checkpoint.interval", "7", {"checkpoint.enable_checkpoint": "false"}),

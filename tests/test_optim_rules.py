@@ -153,6 +153,41 @@ def test_adafactor_without_factors_keeps_all_squares(model):
     assert_same(by_ours(model(), chosen), moved(reference, optimizer))
 
 
+def optax_adafactor(
+    start: np.ndarray, gradients: list[np.ndarray], decay: float, decay_scale: str
+) -> np.ndarray:
+    """optax.adafactor(LR, factored=False, clipping_threshold=None, momentum=0.9, decay_rate=0.99)
+    and scheduled weight decay, as RingAttention chains them, in float64."""
+    x, mean, squares = start.copy(), np.zeros_like(start), np.zeros_like(start)
+    for step, gradient in enumerate(gradients):
+        beta = 1 - (step + 1.0) ** -0.99
+        squares = beta * squares + (1 - beta) * (gradient**2 + 1e-30)
+        scale = max(np.sqrt(np.mean(x**2)), 1e-3)
+        mean = 0.9 * mean + 0.1 * (LR * scale * gradient / np.sqrt(squares))
+        x = x - mean - decay * (LR**2 if decay_scale == "rate_squared" else LR) * x
+    return x
+
+
+@pytest.mark.parametrize("decay_scale", ["rate", "rate_squared"])
+def test_adafactor_of_ring_attention_s_optimizers(model, decay_scale):
+    options = ("factored=false", "clip_threshold=0", "momentum=0.9", "decay_exponent=0.99")
+    options = (*options, f"decay_scale={decay_scale}")
+    chosen = settings.Optimizer(name="Adafactor", lr=LR, weight_decay=2.0, options=options)
+    ours = model()
+    decays = {p: 2.0 if role in ("head", "matrix") else 0.0 for p, role in roles(ours).items()}
+    first = {name: p.detach().numpy().copy() for name, p in ours.named_parameters()}
+    gradients: dict[str, list[np.ndarray]] = {name: [] for name in first}
+    for step in range(STEPS):
+        drawn(ours, step)
+        for name, parameter in ours.named_parameters():
+            gradients[name].append(parameter.grad.numpy().copy())
+    wanted = {}
+    for name, parameter in ours.named_parameters():
+        end = optax_adafactor(first[name], gradients[name], decays[parameter], decay_scale)
+        wanted[name] = torch.from_numpy(end)
+    assert_same(by_ours(ours, chosen), wanted)
+
+
 def test_a_factored_matrix_keeps_its_rows_and_columns_only(model):
     chosen = settings.Optimizer(name="Adafactor")
     ours = model()

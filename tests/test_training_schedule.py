@@ -150,3 +150,11 @@ def test_plans_are_written_as_they_are_read():
 def test_a_plan_that_cannot_be_is_named(words, wrong):
     with pytest.raises(SettingsError, match=re.escape(wrong)):
         read_plan(words)
+
+
+def test_a_constant_warm_up_has_the_peak_from_the_first_step():
+    scheduler = LRScheduler(name="inverse_sqrt", warmup_shape="constant", min_lr_ratio=0.0)
+    shares = [schedule(step, 40, 4, scheduler) for step in range(40)]
+    assert shares == pytest.approx([2 / max(step, 4) ** 0.5 for step in range(40)], rel=1e-12)
+    plan = (Planned(0, 40),)
+    assert [planned_schedule(plan, step, 4, scheduler) for step in range(40)] == shares

@@ -2,7 +2,7 @@
 and of columns, whose outer product stands for the matrix."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -36,6 +36,12 @@ class AdafactorOptions:
     )
     scale_parameter: bool = setting(
         True, "the learning rate is times the root mean square of the parameter"
+    )
+    decay_scale: Literal["parameter", "rate", "rate_squared"] = setting(
+        "parameter",
+        "what optimizer.weight_decay is times in a step: the rate of the parameter, as its step; "
+        "the rate of the schedule (RingAttention's adamw with multiply_by_parameter_scale); the "
+        "square of that (its palm, Chowdhery et al. 2022, section 5)",
     )
     eps_square: float = setting(1e-30, "added to squared gradients", "(0, inf)")
     eps_scale: float = setting(1e-3, "the least root mean square of a parameter", "(0, inf)")
@@ -155,7 +161,11 @@ class AdafactorSteps(torch.optim.Optimizer):
             kept = local(state["exp_avg"])
             step = kept.to(step.dtype).lerp(step, 1 - options.momentum)
             kept.copy_(step)
-        here.mul_(1 - rate * group["weight_decay"]).sub_(step)
+        decay = rate
+        if options.decay_scale != "parameter":
+            power = 2 if options.decay_scale == "rate_squared" else 1
+            decay = torch.full_like(square, group["lr"] ** power)
+        here.mul_(1 - decay * group["weight_decay"]).sub_(step)
 
 
 def sums_of_rows(parameter: Tensor, eps: float, factored: bool) -> Tensor:

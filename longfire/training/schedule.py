@@ -144,12 +144,14 @@ def schedule(
 
     One step is the unit; a run that counts in tokens divides all three by its tokens a step, and
     may so get fractions. Warm-up: (position + 1) / warmup, so that the first step already moves and
-    the last one of the warm-up has the peak. Then `by_steps` or `decayed`, with x from 0 at the end
+    the last one of the warm-up has the peak (1 with warmup_shape = constant). Then `by_steps` or `decayed`, with x from 0 at the end
     of the warm-up to 1 at `total`; for wsd from 0 where the last `decay_ratio` of the WHOLE run
     begins (Hu et al. 2024, MiniCPM), or what the warm-up leaves of that part. drops: how often
     `plateau` has lowered the rate (training/plateau.py).
     """
     if position < warmup:
+        if scheduler.warmup_shape == "constant":
+            return 1.0
         return min(1.0, (position + 1) / warmup)
     if scheduler.name in BY_STEPS:
         return by_steps(position, warmup, scheduler, drops)
@@ -169,6 +171,8 @@ def planned_schedule(
     when the planned steps are over."""
     warmup = planned_warmup(plan, step, warmup_steps)
     if step < warmup.end:
+        if scheduler.warmup_shape == "constant":
+            return 1.0
         return warmup.share(step)
     if scheduler.name in BY_STEPS:
         return by_steps(step, warmup.end, scheduler, drops)

@@ -7,6 +7,8 @@ there is none.
     flash_attention_model.py  the keys of flash-attention's model.config
     flash_attention_records.py  flash-attention's callbacks, metrics and loggers
     flash_attention.py   flash-attention's training/
+    numbers.py           numbers of a spelling's value
+    ring_attention_optimizer.py  RingAttention's optimizers
     ring_attention.py    RingAttention with Blockwise Transformers
     earlier_longfire.py  settings of longfire that have another name now
     experiments.py       flash-attention's `experiment=`

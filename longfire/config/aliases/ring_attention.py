@@ -16,6 +16,8 @@ from longfire.config.aliases.meaning import (
     WithOthers,
     as_text,
 )
+from longfire.config.aliases.numbers import whole_number
+from longfire.config.aliases.ring_attention_optimizer import OPTIMIZER
 from longfire.errors import SettingsError
 
 RUN_TOML = "run.toml"
@@ -24,27 +26,15 @@ JSON_BATCH = "train_dataset.json_dataset.batch_size"
 HUB_BATCH = "train_dataset.huggingface_dataset.batch_size"
 
 
+OF_PROCESSOR = (
+    "tokenizer.add_bos and tokenizer.add_eos are of documents, as train_dataset.text_processor's "
+    "add_bos_token and add_eos_token"
+)
 POSITION = "the position in the data is part of a checkpoint, one integer"
-NOT_SCALED = "steps are scaled by the parameters with optimizer.name = Adafactor or LAMB only"
 BY_TORCHRUN = Dropped("processes are started by scripts/train.sh, torchrun or Slurm")
 OF_WANDB = Dropped(
     "Weights & Biases has variables of its own: WANDB_ENTITY, WANDB_NOTES, WANDB_RUN_ID, WANDB_DIR"
 )
-
-
-def whole_number(spelling: str, value: str) -> int:
-    """The value as a number from 0 on. Raises SettingsError."""
-    if not value.isdigit():
-        raise SettingsError(f"{spelling} = {value!r} must be a whole number")
-    return int(value)
-
-
-def fraction(spelling: str, value: str) -> float:
-    """The value as a number. Raises SettingsError."""
-    try:
-        return float(value)
-    except ValueError:
-        raise SettingsError(f"{spelling} = {value!r} must be a number") from None
 
 
 def accumulated(others: Mapping[str, str]) -> int:
@@ -89,18 +79,6 @@ def one_checkpoint(value: str, others: Mapping[str, str]) -> dict[str, object]:
     return {"checkpoint.interval": 0}
 
 
-def floor_of_the_rate(value: str, others: Mapping[str, str]) -> dict[str, object]:
-    """The last learning rate, which is a share of the peak here. Raises SettingsError."""
-    spelling = "optimizer.adamw_optimizer.lr"
-    peak = fraction(spelling, others.get(spelling, others.get("optimizer.lr", "0")))
-    if not peak > 0:
-        raise SettingsError(
-            f"optimizer.adamw_optimizer.end_lr = {value} is a share of the peak here: give "
-            f"{spelling} beside it, or lr_scheduler.min_lr_ratio = end_lr / lr"
-        )
-    return {"lr_scheduler.min_lr_ratio": fraction("end_lr", value) / peak}
-
-
 def steps_of_evaluation(value: str, others: Mapping[str, str]) -> dict[str, object]:
     """Its evaluations read so many batches each time that it logs; 0: there are none."""
     batches = whole_number("eval_steps", value)
@@ -112,23 +90,6 @@ def steps_of_evaluation(value: str, others: Mapping[str, str]) -> dict[str, obje
     every = whole_number("log_freq", others.get("log_freq", "50"))
     every = -(-every // accumulated(others))
     return {"eval.interval": every, "eval.tokens": batches * sequences * seq_len}
-
-
-def optimizer_type(value: str) -> dict[str, object]:
-    """`adamw` and `adafactor`. Raises SettingsError for EasyLM's `palm`."""
-    if value == "palm":
-        raise SettingsError(
-            "optimizer.type = 'palm' is Adafactor with squares that are kept whole, and weight "
-            "decay by the square of the rate, which is not here: write optimizer.name = Adafactor "
-            "with optimizer.options = factored=false,clip_threshold=0,momentum=0.9 and "
-            "lr_scheduler.name = inverse_sqrt"
-        )
-    return {"optimizer.name": value}
-
-
-def bfloat16_momentum(value: str) -> dict[str, object]:
-    """The mean of gradients in bfloat16, which optax's `mu_dtype` rounds to the nearest."""
-    return {"optimizer.momentum_dtype": "float32" if value.lower() in OFF else "bfloat16"}
 
 
 def named_config(value: str) -> dict[str, str]:
@@ -377,6 +338,7 @@ def path_or_nothing(key: str) -> Callable[[str], dict[str, str]]:
 
 RING_ATTENTION: dict[str, Old] = {  # `--key=value`
     **OF_COMPUTING,
+    **OPTIMIZER,
     "mesh_dim": "parallelism.mesh_dim",
     "dtype": "model.compute_dtype",
     "total_steps": in_optimizer_steps("total_steps", "training.steps"),
@@ -392,18 +354,8 @@ RING_ATTENTION: dict[str, Old] = {  # `--key=value`
     "load_dataset_state": Refused(POSITION, ("",)),
     "load_checkpoint": WithOthers(tagged_checkpoint),
     "tokenizer.vocab_file": path_or_nothing("tokenizer.path"),
-    "optimizer.type": optimizer_type,
-    "optimizer.adamw_optimizer.weight_decay": "optimizer.weight_decay",
-    "optimizer.adamw_optimizer.lr": "optimizer.lr",
-    "optimizer.adamw_optimizer.init_lr": Refused(
-        "the warm-up begins at 0, as its own default does", ("0", "0.0")
-    ),
-    "optimizer.adamw_optimizer.end_lr": WithOthers(floor_of_the_rate),
-    "optimizer.adamw_optimizer.lr_warmup_steps": "lr_scheduler.warmup_steps",
-    "optimizer.adamw_optimizer.lr_decay_steps": "lr_scheduler.decay_end_step",
-    "optimizer.adamw_optimizer.clip_gradient": "training.max_norm",
-    "optimizer.adamw_optimizer.b1": "optimizer.beta1",
-    "optimizer.adamw_optimizer.b2": "optimizer.beta2",
+    "tokenizer.add_bos_token": Refused(OF_PROCESSOR),
+    "tokenizer.add_eos_token": Refused(OF_PROCESSOR),
     ACCUMULATION: WithOthers(micro_batches),
     "train_dataset.type": Dropped(ITSELF),
     "train_dataset.text_processor.fields": fields_of_record,
@@ -432,8 +384,12 @@ RING_ATTENTION: dict[str, Old] = {  # `--key=value`
         ),
         Refused(POSITION),
     ),
-    "train_dataset.json_dataset.always_start_with_bos": Refused(
-        "a row begins where the one before it ends; tokenizer.add_bos begins documents"
+    **dict.fromkeys(
+        (
+            "train_dataset.json_dataset.always_start_with_bos",
+            "train_dataset.huggingface_dataset.always_start_with_bos",
+        ),
+        Refused("a row begins where the one before it ends; tokenizer.add_bos begins documents"),
     ),
     "train_dataset.text_processor.prepend_text": Refused(
         "text goes into records before they are trained on", ("",)
@@ -457,8 +413,6 @@ RING_ATTENTION: dict[str, Old] = {  # `--key=value`
         "checkpoints keep float32, and a run continues exactly; checkpoint.export_dtype is that of "
         "exported weights"
     ),
-    "optimizer.adamw_optimizer.bf16_momentum": bfloat16_momentum,
-    "optimizer.adamw_optimizer.multiply_by_parameter_scale": Refused(NOT_SCALED),
     "log_all_worker": Refused("process 0 reports progress, the others report errors only"),
     **dict.fromkeys(
         (

@@ -122,6 +122,11 @@ IDLE = (
         "lr_scheduler.name is not wsd",
     ),
     Idle(
+        keys_of("lr_scheduler", "warmup_shape"),
+        lambda run: not run.asked_warmup_steps,
+        "lr_scheduler.warmup_steps and warmup_tokens are 0",
+    ),
+    Idle(
         keys_of("lr_scheduler", "min_lr_ratio"),
         lambda run: run.lr_scheduler.name == "constant",
         "lr_scheduler.name is constant",

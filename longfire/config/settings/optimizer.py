@@ -79,12 +79,15 @@ class LRScheduler:
     )
     warmup_steps: int = setting(
         200,
-        "linear warm-up from 0, in steps; a fifth of the run where that is longer than the run, "
+        "warm-up from 0, in steps; a fifth of the run where that is longer than the run, "
         "and with training.max_seconds at most a fifth of the planned steps",
         NATURAL,
     )
     warmup_tokens: int = setting(
         0, "the same in tokens; wins over warmup_steps when not 0", NATURAL
+    )
+    warmup_shape: Literal["linear", "constant"] = setting(
+        "linear", "constant: the peak from the first step on; the shape of `name` begins after it"
     )
     min_lr_ratio: float = setting(
         0.1, "floor as a share of the peak, which no shape goes below", SHARE
