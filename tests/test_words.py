@@ -27,7 +27,7 @@ CODE = sorted((ROOT / "longfire").rglob("*.py"))
 # An identifier of a list that readers do not have: S2-46, S0x-3
 NUMBERED = re.compile(r"\bS\dx?-\d+\b")
 SETTING = re.compile(rf"(?<![\w./\-])({'|'.join(SECTIONS)})\.([a-z][a-z0-9_]*)(?![\w(/]|\.\w)")
-COMMAND = re.compile(r"`longfire ([a-z_]+)\b")
+COMMAND = re.compile(r"`longfire ([a-z_]+(?:-[a-z_]+)*)\b")
 EXTRA = re.compile(r"longfire\[([a-z_,]+)\]")
 FILE = re.compile(
     r"(?<![\w./\-<*])((?:docs|recipes|bench|scripts|tests|longfire)/[\w./\-]*\.(?:md|py|toml|sh|json))\b"

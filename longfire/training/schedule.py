@@ -144,10 +144,10 @@ def schedule(
 
     One step is the unit; a run that counts in tokens divides all three by its tokens a step, and
     may so get fractions. Warm-up: (position + 1) / warmup, so that the first step already moves and
-    the last one of the warm-up has the peak (1 with warmup_shape = constant). Then `by_steps` or `decayed`, with x from 0 at the end
-    of the warm-up to 1 at `total`; for wsd from 0 where the last `decay_ratio` of the WHOLE run
-    begins (Hu et al. 2024, MiniCPM), or what the warm-up leaves of that part. drops: how often
-    `plateau` has lowered the rate (training/plateau.py).
+    the last one of the warm-up has the peak (1 with warmup_shape = constant). Then `by_steps` or
+    `decayed`, with x from 0 at the end of the warm-up to 1 at `total`; for wsd from 0 where the
+    last `decay_ratio` of the WHOLE run begins (Hu et al. 2024, MiniCPM), or what the warm-up leaves
+    of that part. drops: how often `plateau` has lowered the rate (training/plateau.py).
     """
     if position < warmup:
         if scheduler.warmup_shape == "constant":

@@ -1,4 +1,4 @@
-"""flash-attention's training/: what a run records and keeps, `callbacks`, `metrics` and `logger`."""
+"""flash-attention's training/: what a run records and keeps (`callbacks`, `metrics`, `logger`)."""
 
 from collections.abc import Mapping
 
@@ -60,8 +60,8 @@ def loggers(value: str) -> dict[str, object]:
     for name in names_of_group(value):
         if name not in trackers:
             raise SettingsError(
-                f"logger = {value!r}: {name} is none of {', '.join(trackers)}; metrics.jsonl in the "
-                "run folder has every record"
+                f"logger = {value!r}: {name} is none of {', '.join(trackers)}; metrics.jsonl in "
+                "the run folder has every record"
             )
         meanings |= trackers[name]
     return meanings

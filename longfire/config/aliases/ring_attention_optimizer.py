@@ -1,4 +1,4 @@
-"""RingAttention's optimizers: `--optimizer.type` and the words of adamw_optimizer and palm_optimizer.
+"""RingAttention's optimizers: `--optimizer.type`, the words of adamw_optimizer and palm_optimizer.
 
 Both may be Adafactor with squares that are kept whole (optax.adafactor with factored=False): palm
 always is, adamw where multiply_by_parameter_scale says so.
