@@ -17,6 +17,8 @@ from longfire.gpu_check.stage import Outcome, Stage, Work
 from longfire.gpu_check.stages import STAGES
 from longfire.ops import forms
 
+HANGS_SECONDS = 3000
+
 
 def found(work: Work) -> Outcome:
     return Outcome("all is well", {"answer": 42, "nothing": float("nan")})
@@ -38,7 +40,7 @@ def dying(work: Work) -> Outcome:
 
 def hanging(work: Work) -> Outcome:
     work.note("a kernel that never ends")
-    time.sleep(600)
+    time.sleep(HANGS_SECONDS)
     raise AssertionError("never reached")
 
 
@@ -69,7 +71,7 @@ def forms_as_before():
     ],
 )
 def test_how_a_stage_ends(context, measure, state, problem):
-    ended = processes.run_stage(context, Stage("name", 1, 1, measure), True, 120)
+    ended = processes.run_stage(context, Stage("name", 1, 1, measure), True, 1200)
     assert ended.state == state
     assert ended.outcome.problems == ((problem,) if problem else ())
     if measure is found:
@@ -78,15 +80,21 @@ def test_how_a_stage_ends(context, measure, state, problem):
 
 def test_a_stage_that_hangs_is_ended(context):
     ended = processes.run_stage(context, Stage("name", 1, 1, hanging), True, 5)
-    assert ended.state == "failed" and ended.seconds < 60
-    assert "while it was at: a kernel that never ends" in ended.outcome.problems[0]
+    assert ended.state == "failed" and ended.seconds < HANGS_SECONDS
+    assert ended.outcome.problems[0].startswith("stopped after ")
+    at = ended.outcome.problems[0].partition(" while it was at: ")[2]
+    assert at in ("a kernel that never ends", "its start"), "a busy machine may not have begun it"
 
 
 def test_a_line_and_a_row_after_each_stage(tmp_path, capsys):
     """The first stage is always run; what would take longer than the time that is left is skipped, and said so."""
-    stages = (Stage("facts", 1, 1, found), Stage("b", 1, 1, raising), Stage("c", 9999, 9999, found))
+    stages = (
+        Stage("facts", 500, 500, found),
+        Stage("b", 1, 1, raising),
+        Stage("c", 9999, 9999, found),
+    )
     output = tmp_path / "made" / "check.jsonl"
-    assert Check(output, 10, False, stages).run() == 1
+    assert Check(output, 30, False, stages).run() == 1
     lines = lines_of(output)
     assert [line["stage"] for line in lines] == ["facts", "b", "c", "summary"]
     assert [line["state"] for line in lines] == ["ok", "failed", "skipped", "ok"]
@@ -95,7 +103,7 @@ def test_a_line_and_a_row_after_each_stage(tmp_path, capsys):
     out = capsys.readouterr().out
     assert str(output) in out and "no GPU here: small sizes" in out and "--minutes" in out
     assert "failed: b: RuntimeError: no kernel image" in out
-    assert Check(output, 10, True, stages[:1]).run() == 0, "lines are appended"
+    assert Check(output, 30, True, stages[:1]).run() == 0, "lines are appended"
     assert len(lines_of(output)) == 6
 
 
