@@ -347,7 +347,7 @@ def test_a_hybrid_keeps_its_pattern_at_another_depth(folder):
         ("--model.layer_types gla,kda", "kda.num_heads, kda.head_dim missing"),
         ("--model.layer_types gla,gal", "layer_types names 'gal', which is no mixer of longfire"),
         ("--model.layer_types gla,attention:near", 'num_heads = 8 in [model."attention:near"]'),
-        ("--model.config.n_layer 3", "unknown setting 'model.config.n_layer'"),
+        ("--model.config.n_layers 3", "unknown setting 'model.config.n_layers'"),
         ("--model.backend transformers", "is a key of longfire's own models"),
         (
             "--model.tie_word_embeddings true --optimizer.head_lr_scale 2",
