@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 
+from longfire.checkpoint.weights import open_model
 from longfire.cli import main
 from longfire.cli.arguments import RecipeParser, read_run
 from longfire.cli.train import train as train_command
@@ -517,3 +518,164 @@ def test_a_plan_and_a_preparation_take_the_words_of_a_launcher(folder, capsys):
     assert main(["prepare", *words]) == 0
     assert main(["prepare", *smaller(words, gpus="all")]) == 2
     assert "gpus = 'all' must be a whole number" in capsys.readouterr().err
+
+
+SIX_DATASETS = (
+    "HuggingFaceFW/fineweb-edu,opencsg/Fineweb-Edu-Chinese-V2.1,"
+    "OpenCoder-LLM/opc-fineweb-code-corpus/discussions,math-ai/AutoMathText,"
+    "EleutherAI/proof-pile-2,OpenCoder-LLM/opc-fineweb-math-corpus"
+)
+
+
+def test_the_six_datasets_of_flame_on_torchtitan(folder):
+    """Each gives its share of the batches."""
+    for name in SIX_DATASETS.split(","):
+        Path(name).mkdir(parents=True, exist_ok=True)
+        if not list(Path(name).iterdir()):
+            (Path(name) / "train.jsonl").write_text(Path("data.jsonl").read_text())
+    words = smaller(
+        words_of(FLAME_TORCHTITAN),
+        training__batch_size=2,
+        training__seq_len=64,
+        training__warmup_steps=2,
+        training__steps=2,
+        training__num_workers=1,
+        training__dataset=SIX_DATASETS,
+    )
+    position = words.index("--training.dataset_name")
+    del words[position : position + 2]
+    probabilities = "0.6,0.15,0.15,0.014,0.058,0.028"
+    words += ["--training.data_probs", probabilities]
+    assert main(["train", *words]) == 0
+    out = "exp/transformer-340M-10B/batch32.seqlen2048.warmup1024.update1.steps20480.lr3e-4"
+    given = saved_settings(out)["data"]
+    assert len(given["dataset"]) == 6 and given["streaming"]
+    assert given["data_probs"] == [float(share) for share in probabilities.split(",")]
+    assert steps_saved(out, "checkpoint") == [2]
+
+
+def test_the_line_of_flame_with_wsd_is_trained(folder):
+    """A rise, a plateau, and the fall of transformers' warmup_stable_decay."""
+    words = smaller(
+        words_of(FLAME_ACCELERATE, processes=1),
+        scheduler="warmup_stable_decay",
+        **{**SMALL_GLA, "steps": 40},
+    )
+    assert main(["train", *words]) == 0
+    found = rates("exp/gla-340M-10B")
+    assert len(found) == 40 and steps_saved("exp/gla-340M-10B")[-1] == 40
+    highest = found.count(max(found))
+    assert max(found) == pytest.approx(3e-4) and highest > 30, "a plateau"
+    assert found[0] < found[1] and found[-1] < found[-2] < max(found)
+
+
+def test_a_model_converted_from_llama_is_trained_by_the_line_of_7b(folder):
+    """convert_from_llama.py and then the README's line, of a small model of the same family."""
+    config = transformers.MistralConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=280,
+    )
+    torch.manual_seed(0)
+    model = transformers.MistralForCausalLM(config)
+    model.save_pretrained("mistralai/Mistral-7B-v0.1")
+    tokenizer = Path("fla-hub/transformer-1.3B-100B")
+    for path in tokenizer.iterdir():
+        (Path("mistralai/Mistral-7B-v0.1") / path.name).write_bytes(path.read_bytes())
+    wanted = {
+        "model_type": "gla",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "feature_map": "relu",
+        "expand_k": 1.0,
+        "vocab_size": 280,
+        "tie_word_embeddings": False,
+    }
+    Path("configs/gla_7B.json").write_text(json.dumps(wanted))
+    words = ["--model", "mistralai/Mistral-7B-v0.1", "--config", "configs/gla_7B.json"]
+    assert main(["convert", *words, "--output", "converted/gla-7B"]) == 0
+    embedding = model.model.embed_tokens.weight
+    line = (
+        "type=gla lr=3e-5 steps=10240 batch=4 update=8 warmup=512 context=2048 path=exp/gla-7B-20B"
+        " project=fla model=converted/gla-7B data=SlimPajama-627B cache=data/SlimPajama-627B/train"
+    )
+    Path("SlimPajama-627B").mkdir()
+    Path("SlimPajama-627B/train.jsonl").write_text(Path("data.jsonl").read_text())
+    assert run_of(words_of(line)).tokens_per_step == 4 * 8 * 2048
+    small = smaller(words_of(line), steps=1, batch=1, update=2, warmup=1, context=64, lr="1e-9")
+    assert main(["train", *small]) == 0
+    assert saved_settings("exp/gla-7B-20B")["tokenizer"]["path"].endswith("gla-7B")
+    saved = open_model(Path("exp/gla-7B-20B"), 1).model
+    torch.testing.assert_close(saved.embed.weight, embedding, rtol=0, atol=1e-7)
+
+
+def test_the_ring_line_of_ring_attention_on_two_processes(folder):
+    """README's second line: two processes share each sequence, and the losses are those of one."""
+    losses = []
+    for processes in (1, 2):
+        mesh = f"1,1,1,{processes}"
+        values = {"mesh": mesh, "size": "debug", "length": 64, "attention": "ring_blockwise"}
+        words = smaller(
+            words_of(RING_ATTENTION, batch=2, **values),
+            dtype="fp32",
+            total_steps=2,
+            log_freq=1,
+            save_milestone_freq=0,
+            optimizer__adamw_optimizer__lr_warmup_steps=1,
+            optimizer__adamw_optimizer__lr_decay_steps=2,
+            train_dataset__json_dataset__tokenizer_processes=1,
+        )
+        words.append(f"--logger.output_dir=out{processes}")
+        ended = started(words, processes=processes)
+        assert ended.returncode == 0, ended.stderr
+        lines = Path(f"out{processes}/metrics.jsonl").read_text().splitlines()
+        losses.append([record["loss"] for record in map(json.loads, lines) if "lr" in record])
+    assert len(losses[0]) == 2
+    # fp32 sums in another order, of a loss of some 6 nats: a few units in the last place.
+    assert losses[1] == pytest.approx(losses[0], rel=2**-20)
+
+
+def test_hf2jax_and_then_params(folder):
+    """Weights of transformers are imported to a file's name, and a run begins with them."""
+    config = transformers.LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=280,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config)
+    model.save_pretrained("llama")
+    tokenizer = Path("fla-hub/transformer-1.3B-100B")
+    for path in tokenizer.iterdir():
+        (Path("llama") / path.name).write_bytes(path.read_bytes())
+    words = ["--checkpoint_dir", "llama", "--output_file", "open_llama", "--model_size", "7b"]
+    assert main(["import", *words, "--streaming"]) == 0
+    values = {"mesh": "1,1,1,1", "size": "debug", "length": 64, "attention": "blockwise"}
+    line = smaller(
+        words_of(RING_ATTENTION, batch=2, **values),
+        dtype="fp32",
+        total_steps=1,
+        save_milestone_freq=0,
+        load_checkpoint="params::open_llama",
+        optimizer__adamw_optimizer__lr_warmup_steps=0,
+        optimizer__adamw_optimizer__lr_decay_steps=1,
+        optimizer__adamw_optimizer__lr="1e-9",
+        optimizer__adamw_optimizer__end_lr="1e-10",
+        train_dataset__json_dataset__tokenizer_processes=1,
+    )
+    line.append("--logger.output_dir=out")
+    sizes = "num_hidden_layers=1,vocab_size=280,hidden_size=32,intermediate_size=64"
+    line = [word.replace("dict(", f"dict({sizes},") for word in line]
+    assert main(["train", *line]) == 0
+    saved = open_model(Path("out"), 1).model
+    expected = model.model.embed_tokens.weight
+    torch.testing.assert_close(saved.embed.weight, expected, rtol=0, atol=1e-7)
