@@ -19,7 +19,7 @@ def text(has_documents: bool) -> Batch:
     documents = None
     if has_documents:
         documents = Documents.from_ids((torch.arange(T) // 50).expand(B, T).contiguous())
-    return Batch(ids_BT, ids_BT, torch.arange(T).expand(B, T).contiguous(), documents)
+    return Batch(ids_BT, ids_BT, torch.arange(T).expand(B, T), documents)
 
 
 def images() -> ImageBatch:
