@@ -7,6 +7,7 @@
 #include "counts.h"
 
 #define SUCCESS 0
+#define INVALID_VALUE 1
 #define CONTEXT ((void *)0x10)
 #define POINTER_DEVICE_POINTER 3          /* of CUpointer_attribute */
 #define FUNCTION_MAX_THREADS 0            /* of CUfunction_attribute */
@@ -19,7 +20,10 @@ static int new_handle(void **handle) {
   *handle = (void *)__atomic_add_fetch(&last_handle, 16, __ATOMIC_RELAXED);
   return SUCCESS;
 }
-static int launched(void) {
+/* A grid ends as on every GPU: 2^31 - 1 programs in its first dimension, 65,535 in the others. */
+static int launched(unsigned x, unsigned y, unsigned z) {
+  if (x == 0 || x > 0x7fffffffu || y == 0 || y > 65535u || z == 0 || z > 65535u)
+    return INVALID_VALUE;
   if (counts) counts[TRITON_LAUNCHES]++;
   return SUCCESS;
 }
@@ -60,9 +64,12 @@ int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *n) { *n = 2; return SUCCESS
 int cuTensorMapEncodeTiled(void) { return SUCCESS; }
 int cuTensorMapEncodeIm2col(void) { return SUCCESS; }
 
-int cuLaunchKernel(void) { return launched(); }
-int cuLaunchKernelEx(void) { return launched(); }
-int cuLaunchCooperativeKernel(void) { return launched(); }
+int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z) { return launched(x, y, z); }
+/* CUlaunchConfig begins with the grid. */
+int cuLaunchKernelEx(const unsigned *grid) { return launched(grid[0], grid[1], grid[2]); }
+int cuLaunchCooperativeKernel(void *function, unsigned x, unsigned y, unsigned z) {
+  return launched(x, y, z);
+}
 
 int cuPointerGetAttributes(void) { return SUCCESS; }
 int cuPointerGetAttribute(void *value, int which, unsigned long p) {

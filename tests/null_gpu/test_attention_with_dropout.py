@@ -66,3 +66,13 @@ def test_one_graph(has_documents):
     o_BTHV = compiled(**given, documents=documents() if has_documents else None)
     assert o_BTHV.shape == (B, T, H, 64)
     o_BTHV.sum().backward()
+
+
+def test_more_rows_than_the_second_dimension_of_a_grid_has():
+    """65,536 sequences and heads, in one launch of each kernel."""
+    choose(CUDA, "auto")
+    q_BTHK = torch.zeros(2**14, 2, H, 16, dtype=torch.bfloat16, device=CUDA, requires_grad=True)
+    noise_BT = torch.zeros(2**14, 2, dtype=torch.int32, device=CUDA)
+    before = counts.now()
+    attention(q_BTHK, q_BTHK, q_BTHK, noise_BT=noise_BT, dropout=0.1).sum().backward()
+    assert (counts.now() - before).triton_launches == 3

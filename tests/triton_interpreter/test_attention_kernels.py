@@ -3,6 +3,8 @@ which computes on the CPU. Started by `make triton`."""
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from longfire.doctor.cases.attention_with_dropout import cases, dropout_inputs
 from longfire.doctor.op_cases import Draw, Sizes, errors, results, tolerance
@@ -11,7 +13,7 @@ from longfire.ops import forms
 from longfire.ops.attention import weight_mask
 from longfire.ops.attention_with_dropout import attention_with_dropout
 from longfire.ops.fast import attention_kernels
-from longfire.ops.fast.attention_kernels import attention_by_kernels, visible_range
+from longfire.ops.fast.attention_kernels import attention_by_kernels, places_of, visible_range
 from longfire.ops.forms import Choice
 
 CPU = torch.device("cpu")
@@ -86,3 +88,36 @@ def test_the_same_mask_on_heads_of_another_process():
         mine = inputs | {name: inputs[name][:, :, heads] for name in names}
         o_BTHV = attention_with_dropout(**mine, first_head=2 * rank)
         assert torch.equal(o_BTHV, whole["output"][:, :, heads])
+
+
+def test_noise_with_gaps_between_its_rows():
+    """As a process has it that has a part of each sequence."""
+    inputs = dropout_inputs(Draw(), SIZES)
+    expected = results(attention_with_dropout, inputs)
+    around_BT = torch.nn.functional.pad(inputs["noise_BT"], (3, 5))
+    inputs["noise_BT"] = around_BT[:, 3:-5]
+    assert torch.equal(results(attention_with_dropout, inputs)["output"], expected["output"])
+
+
+def test_a_window_of_all_that_an_int32_holds():
+    """It sees as much as none, and its end is no number below zero."""
+    noise_BT = torch.zeros(2, 30, dtype=torch.int32)
+    expected = visible_range(noise_BT, None, None)
+    for found, without in zip(visible_range(noise_BT, 2**31 - 1, None), expected):
+        assert torch.equal(found, without)
+
+
+@triton.jit
+def places_kernel(tokens_ptr, out_ptr, heads, size, BLOCK: tl.constexpr):
+    tokens = tl.load(tokens_ptr + tl.arange(0, BLOCK))
+    columns = tl.arange(0, BLOCK)
+    places = places_of(tokens, heads, size, BLOCK)
+    tl.store(out_ptr + tl.arange(0, BLOCK)[:, None] * BLOCK + columns[None, :], places)
+
+
+def test_places_of_more_numbers_than_an_int32_counts():
+    """2^20 tokens of 32 heads of 128 are 2^32 numbers."""
+    tokens = torch.tensor([0, 1, 2**19, 2**20 - 1], dtype=torch.int32)
+    out = torch.empty(4, 4, dtype=torch.int64)
+    places_kernel[(1,)](tokens, out, 32, 128, BLOCK=4)
+    assert torch.equal(out, tokens.long()[:, None] * 32 * 128 + torch.arange(4))

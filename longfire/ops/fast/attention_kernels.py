@@ -57,7 +57,7 @@ def attention_by_kernels(
         q_BTHK.contiguous(),
         k_BTGK.contiguous(),
         v_BTGV.contiguous(),
-        noise_BT,
+        noise_BT.contiguous(),
         first_key_BT,
         query_end_BT,
         K**-0.5 if scale is None else scale,
@@ -84,6 +84,7 @@ def visible_range(
         ends_BT = torch.where(is_last_BT, place_BT + 1, T)
         query_end_BT = ends_BT.flip(1).cummin(1).values.flip(1)
     if window is not None:
+        window = min(window, T)  # a sum of int32
         first_key_BT = torch.maximum(first_key_BT, place_BT - window + 1)
         query_end_BT = torch.minimum(query_end_BT, place_BT + window)
     return first_key_BT.int().contiguous(), query_end_BT.int().contiguous()
@@ -114,10 +115,17 @@ def dropped(x, noise, keys, threshold, factor):
 
 
 @triton.jit
+def places_of(tokens, heads, size, BLOCK_SIZE: tl.constexpr):
+    """(tokens, BLOCK_SIZE) int64 places of a head's numbers: a long sequence has 2^31 of them."""
+    columns = tl.arange(0, BLOCK_SIZE)
+    return tokens.to(tl.int64)[:, None] * heads * size + columns[None, :]
+
+
+@triton.jit
 def load_tokens(x_ptr, tokens, T, heads, size, BLOCK_SIZE: tl.constexpr):
     """(tokens, BLOCK_SIZE) of a head of x (T, heads, size); zeros beyond."""
     columns = tl.arange(0, BLOCK_SIZE)
-    places = tokens[:, None] * heads * size + columns[None, :]
+    places = places_of(tokens, heads, size, BLOCK_SIZE)
     return tl.load(
         x_ptr + places, mask=(tokens[:, None] < T) & (columns[None, :] < size), other=0.0
     )
@@ -127,9 +135,18 @@ def load_tokens(x_ptr, tokens, T, heads, size, BLOCK_SIZE: tl.constexpr):
 def store_tokens(x_ptr, x, tokens, T, heads, size, BLOCK_SIZE: tl.constexpr):
     """Where load_tokens reads."""
     columns = tl.arange(0, BLOCK_SIZE)
-    places = tokens[:, None] * heads * size + columns[None, :]
+    places = places_of(tokens, heads, size, BLOCK_SIZE)
     is_there = (tokens[:, None] < T) & (columns[None, :] < size)
     tl.store(x_ptr + places, x.to(x_ptr.dtype.element_ty), mask=is_there)
+
+
+@triton.jit
+def place_of_program(T, heads, BLOCK: tl.constexpr):
+    """(block of tokens, int64 sequence, head) of this program: a grid's second dimension would end
+    at 65,535 sequences and heads."""
+    blocks = tl.cdiv(T, BLOCK)
+    row = tl.program_id(0) // blocks
+    return tl.program_id(0) % blocks, (row // heads).to(tl.int64), row % heads
 
 
 @triton.jit
@@ -164,10 +181,9 @@ def attend_kernel(
     PRECISION: tl.constexpr,
 ):
     """One program for each block of queries, sequence and head. lse (B, H, T)."""
-    sequence = (tl.program_id(1) // H).to(tl.int64)
-    head = tl.program_id(1) % H
+    block, sequence, head = place_of_program(T, H, BLOCK)
     group = head // (H // G)
-    begin = tl.program_id(0) * BLOCK
+    begin = block * BLOCK
     queries = begin + tl.arange(0, BLOCK)
     q = load_tokens(q_ptr + (sequence * T * H + head) * K, queries, T, H, K, BLOCK_K)
     noise = noise_of_head(noise_ptr + sequence * T, queries, first_head + head, T)
@@ -233,10 +249,9 @@ def query_gradient_kernel(
     PRECISION: tl.constexpr,
 ):
     """One program for each block of queries, sequence and head. delta (B, H, T)."""
-    sequence = (tl.program_id(1) // H).to(tl.int64)
-    head = tl.program_id(1) % H
+    block, sequence, head = place_of_program(T, H, BLOCK)
     group = head // (H // G)
-    begin = tl.program_id(0) * BLOCK
+    begin = block * BLOCK
     queries = begin + tl.arange(0, BLOCK)
     q = load_tokens(q_ptr + (sequence * T * H + head) * K, queries, T, H, K, BLOCK_K)
     d_o = load_tokens(d_o_ptr + (sequence * T * H + head) * V, queries, T, H, V, BLOCK_V)
@@ -290,9 +305,8 @@ def key_gradient_kernel(
 ):
     """One program for each block of keys, sequence and head of keys, which adds up over the heads
     that it serves."""
-    sequence = (tl.program_id(1) // G).to(tl.int64)
-    group = tl.program_id(1) % G
-    begin = tl.program_id(0) * BLOCK
+    block, sequence, group = place_of_program(T, G, BLOCK)
+    begin = block * BLOCK
     keys = begin + tl.arange(0, BLOCK)
     k = load_tokens(k_ptr + (sequence * T * G + group) * K, keys, T, G, K, BLOCK_K)
     v = load_tokens(v_ptr + (sequence * T * G + group) * V, keys, T, G, V, BLOCK_V)
@@ -367,8 +381,8 @@ def attend(
     contiguous."""
     B, T, H, K = q_BTHK.shape
     o_BTHV, lse_BHT = shapes_of_attention(q_BTHK, v_BTGV)
-    grid = (triton.cdiv(T, block_of(K, v_BTGV.shape[-1])), B * H)
-    attend_kernel[grid](
+    blocks = triton.cdiv(T, block_of(K, v_BTGV.shape[-1]))
+    attend_kernel[(blocks * B * H,)](
         q_BTHK,
         k_BTGK,
         v_BTGV,
@@ -426,8 +440,8 @@ def attend_backward(
     blocks = triton.cdiv(T, block_of(K, v_BTGV.shape[-1]))
     seen = (q_BTHK, k_BTGK, v_BTGV, noise_BT, first_key_BT)
     given = (d_o_BTHV, lse_BHT, delta_BHT)
-    query_gradient_kernel[(blocks, B * H)](*seen, *given, found[0], **named)
-    key_gradient_kernel[(blocks, B * G)](*seen, query_end_BT, *given, *found[1:], **named)
+    query_gradient_kernel[(blocks * B * H,)](*seen, *given, found[0], **named)
+    key_gradient_kernel[(blocks * B * G,)](*seen, query_end_BT, *given, *found[1:], **named)
     return found
 
 
