@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from longfire.cli import main as longfire
+from longfire.errors import MachineError
 from longfire.gpu_check import goals, graphs, kernel_kinds, processes, short_run
 from longfire.gpu_check.check import Check, chosen
 from longfire.gpu_check.kernel_kinds import Kernel
+from longfire.gpu_check.speed import memory_problems
 from longfire.gpu_check.stage import Outcome, Stage, Work
 from longfire.gpu_check.stages import STAGES
 from longfire.ops import forms
@@ -110,7 +112,8 @@ def test_a_line_and_a_row_after_each_stage(tmp_path, capsys):
 def test_what_the_command_line_refuses(tmp_path, capsys):
     assert longfire(["gpu-check", "--only", "fact,warp"]) == 2
     assert "--only warp: no such stage; they are: facts, " in capsys.readouterr().err
-    assert longfire(["gpu-check", "--minutes", "0"]) == 2
+    for minutes in ("0", "nan", "inf"):
+        assert longfire(["gpu-check", "--minutes", minutes]) == 2
     (tmp_path / "file").write_text("")
     assert longfire(["gpu-check", "--output", str(tmp_path / "file" / "x")]) == 6
     assert "--output" in capsys.readouterr().err
@@ -138,6 +141,11 @@ def line(stage: str, numbers: dict, **changes) -> dict:
     } | changes
 
 
+def test_the_log_of_a_stage_that_raises_is_kept(context):
+    ended = processes.run_stage(context, Stage("raising", 1, 1, raising), True, 60)
+    assert "Traceback" in " ".join(ended.outcome.numbers["log"])
+
+
 def test_goals():
     """What was measured at small sizes, or on a device that computes nothing, is measured by no goal."""
     lines = [line("speed transformer-1b", {"mfu": 0.56}), line("speed gla-1b", {"ratio": 1.1})]
@@ -148,6 +156,24 @@ def test_goals():
     for change in ({"small": True}, {"computes": False}):
         outcome = goals.summary([lines[0] | change, lines[1] | change]).outcome
         assert outcome.row == "2 ok" and len(outcome.missing) == 3
+
+
+def test_memory_is_wrong_only_where_a_plan_that_fits_would_not():
+    """Compiled blocks and fla's kernels hold less than the planner counts: no fault."""
+    gib = 2**30
+    assert memory_problems({"memory_bytes": 31 * gib, "planned_bytes": 59 * gib}) == []
+    assert memory_problems({"memory_bytes": 60 * gib, "planned_bytes": 59 * gib}) == []
+    assert memory_problems({"planned_bytes": 59 * gib}) == [], "no device"
+    (problem,) = memory_problems({"memory_bytes": 75 * gib, "planned_bytes": 59 * gib})
+    assert problem == "the allocator held 75.0 GiB, the planner's number is only 59.0 GiB"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is full")
+def test_a_full_disk_is_named(tmp_path, capsys):
+    (tmp_path / "check.jsonl").symlink_to("/dev/full")
+    words = ["gpu-check", "--small", "--only", "facts", "--output", str(tmp_path / "check.jsonl")]
+    assert longfire(words) == MachineError.exit_code
+    assert "check.jsonl cannot be written: No space left on device" in capsys.readouterr().err
 
 
 def test_kinds_and_busy_time():
@@ -173,6 +199,10 @@ def test_curves():
     assert not short_run.resumed_problems(first, first, 10)
     assert "had ended before" in short_run.resumed_problems(first, first, 20)[0]
     assert "off" in short_run.resumed_problems({**first, 7: 3.0}, first, 10)[0]
+    zeros = dict.fromkeys(range(1, 21), 0.0)
+    assert short_run.compared("compiled", zeros, zeros) == []
+    assert len(short_run.compared("compiled", first, zeros)) == 2
+    assert short_run.resumed_problems(first, zeros, 10)
 
 
 def small(name: str, folder: Path) -> Outcome:

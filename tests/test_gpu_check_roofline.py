@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from longfire.gpu_check.model_runs import MODELS, config_of, run_of
 from longfire.gpu_check.roofline import (
+    CountedSequence,
     Kernel,
     KernelCounter,
     Totals,
@@ -50,6 +51,20 @@ def test_bytes_and_flops_of_operators():
     assert [kernel.bytes for kernel in products] == [sum(sizes)] * 3
     relu = counter.kernels[1]
     assert relu.bytes == 2 * 8 * 32 * 4
+
+
+@pytest.mark.parametrize("window", [1, 8, 64, 100])
+def test_scores_within_a_window(window):
+    """Beside all pairs that are seen; of a query's own key half counts, as in the whole triangle."""
+    T = 64
+    q = torch.zeros(1, T, 2, 4)
+    counter = KernelCounter()
+    CountedSequence(counter).attention(q, q, q, window=window)
+    places = torch.arange(T)
+    seen = (places[:, None] >= places) & (places[:, None] < places + window)
+    exact = 2.0 * seen.sum().item() * 2 * (4 + 4)
+    half_a_key = 2.0 * T / 2 * 2 * (4 + 4)
+    assert exact - half_a_key <= counter.kernels[0].flops <= exact
 
 
 def test_elementwise_kernels_in_a_row_are_one():

@@ -1,5 +1,6 @@
 """`longfire gpu-check`."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,8 +44,8 @@ def gpu_check(words: Sequence[str]) -> int:
         help="the stages whose names begin so, after the facts",
     )
     options = parser.parse_words(words)
-    if not options.minutes > 0:
-        raise SettingsError(f"--minutes = {options.minutes:g} must be above 0")
+    if not 0 < options.minutes < math.inf:
+        raise SettingsError(f"--minutes = {options.minutes:g} must be above 0, and a number")
     stay_offline()
     from longfire.gpu_check.check import Check, chosen
 

@@ -46,7 +46,7 @@ class Check:
 
     def run(self) -> int:
         """Run the stages; 0 if nothing is wrong, else 1. Raises MachineError where the output
-        cannot be written."""
+        cannot be written, at the start or later."""
         begun = time.monotonic()
         self.begin()
         context = starter()
@@ -65,19 +65,24 @@ class Check:
 
     def begin(self) -> None:
         """Open the output, and print what will be written where and for how long."""
-        try:
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            self.output.open("a", encoding="utf-8").close()
-        except OSError as error:
-            raise MachineError(
-                f"--output {self.output} cannot be written: {error.strerror}"
-            ) from error
+        self.append("")
         total = sum(stage.estimate(self.is_small) for stage in self.stages)
         self.console.print(
             f"a JSON line after each stage in {self.output.absolute()}; at most "
             f"{duration(60 * self.minutes)}, all stages are estimated to take {duration(total)}"
         )
         self.console.print(columns("stage", "state", "seconds", "found"), style="bold")
+
+    def append(self, text: str) -> None:
+        """To the output, whose folder is made. Raises MachineError, on a full disk for example."""
+        try:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            with self.output.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise MachineError(
+                f"--output {self.output} cannot be written: {error.strerror}"
+            ) from error
 
     def skip(self, stage: Stage, left: float) -> None:
         """A stage for which there is no time."""
@@ -103,8 +108,7 @@ class Check:
             "numbers": outcome.numbers,
         }
         self.lines.append(line)
-        with self.output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self.append(json.dumps(line) + "\n")
         self.console.print(
             columns(name, ended.state, f"{ended.seconds:.0f}", ""),
             Text(outcome.row or "no outcome", style=STYLES[ended.state]),

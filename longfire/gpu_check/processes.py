@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -34,7 +34,7 @@ OUTCOME_FILE = "outcome.json"
 LOG_FILE = "log.txt"
 STDOUT, STDERR = 1, 2  # file descriptors
 OWN_SHARE = 0.9  # of the limit: what a stage is given, so that it can leave out the rest and end
-LOG_LINES = 12  # the last ones of a stage that died
+LOG_LINES = 30  # the last ones of a stage that died or raised
 
 
 class Written(TypedDict):
@@ -115,17 +115,22 @@ def ended(folder: Path, seconds: float) -> Ended:
         tuple(written["missing"]),
     )
     if not outcome.row:  # it raised
-        return Ended("failed", outcome, seconds)
+        numbers = {"log": last_lines(folder)}
+        return Ended("failed", replace(outcome, numbers=numbers), seconds)
     return Ended("wrong" if outcome.problems else "ok", outcome, seconds)
 
 
 def failed(folder: Path, problem: str, seconds: float) -> Ended:
     """The outcome of a stage that has written none."""
+    return Ended("failed", Outcome("", {"log": last_lines(folder)}, (problem,)), seconds)
+
+
+def last_lines(folder: Path) -> list[str]:
+    """What a stage printed last, the traceback of an error among it."""
     log = folder / LOG_FILE
-    lines: list[str] = []
-    if log.exists():
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
-    return Ended("failed", Outcome("", {"log": lines}, (problem,)), seconds)
+    if not log.exists():
+        return []
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
 
 
 def doing(folder: Path) -> str:

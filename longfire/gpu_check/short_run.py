@@ -139,7 +139,14 @@ def difference(curve: Curve, other: Curve, steps: list[int]) -> float:
     """How far the means over these steps are apart, relative to them."""
     mean = sum(curve[step] for step in steps) / len(steps)
     other_mean = sum(other[step] for step in steps) / len(steps)
-    return abs(mean - other_mean) / abs(mean)
+    return relative(other_mean, mean)
+
+
+def relative(loss: float, expected: float) -> float:
+    """How far a loss is off; a device that computes nothing may have losses of 0."""
+    if loss == expected:
+        return 0.0
+    return abs(loss - expected) / max(abs(expected), sys.float_info.min)
 
 
 def compared(name: str, curve: Curve, first: Curve) -> list[str]:
@@ -193,7 +200,7 @@ def resumed_problems(curve: Curve, first: Curve, reached: int) -> list[str]:
         return ["killed and resumed: the run had ended before it could be killed"]
     if curve.keys() != first.keys():
         return [f"killed and resumed: {len(curve)} steps were recorded, not {len(first)}"]
-    worst = max(abs(curve[step] - first[step]) / abs(first[step]) for step in first)
+    worst = max(relative(curve[step], first[step]) for step in first)
     if not worst <= RESUMED:
         return [f"killed and resumed: a loss is {worst:.2%} off"]
     return []

@@ -8,20 +8,31 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import no_kernels
 
+from longfire.gpu_check import short_run
 from longfire.gpu_check.check import Check, chosen
 from longfire.gpu_check.stage import Measure, Outcome, Work
 
 MINUTES = 60
 SLOWER = 10  # the host's code of CUDA on few cores, and compilers among it
+COMMAND = Path(__file__).with_name("longfire_command.py")
+REAL_COMMAND = short_run.command_of
 
 
 def without_numbers(measure: Measure, work: Work) -> Outcome:
-    """A stage whose kernels of fla are counted by name, and whose results count as finite."""
-    with no_kernels.without_numbers():
+    """A stage whose kernels of fla are counted by name, and whose results count as finite; so are
+    those of the processes that it starts."""
+    with no_kernels.without_numbers(), patch.object(short_run, "command_of", command_of):
         return measure(work)
+
+
+def command_of(work: Work, name: str, changes: dict[str, str]) -> list[str]:
+    """`python -m longfire WORDS` as longfire_command.py runs it."""
+    python, _, _, *words = REAL_COMMAND(work, name, changes)
+    return [python, str(COMMAND), *words]
 
 
 def main(output: Path, names: list[str]) -> int:
