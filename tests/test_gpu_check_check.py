@@ -11,9 +11,10 @@ import torch
 
 from longfire.cli import main as longfire
 from longfire.errors import MachineError
-from longfire.gpu_check import goals, graphs, kernel_kinds, processes, short_run
+from longfire.gpu_check import goals, graphs, kernel_kinds, peers, processes, short_run
 from longfire.gpu_check.check import Check, chosen
 from longfire.gpu_check.kernel_kinds import Kernel
+from longfire.gpu_check.model_runs import config_of, run_of
 from longfire.gpu_check.speed import memory_problems
 from longfire.gpu_check.stage import Outcome, Stage, Work
 from longfire.gpu_check.stages import STAGES
@@ -223,6 +224,11 @@ def test_a_stage_at_its_smallest_size(tmp_path, name):
 def test_a_peer_is_timed_beside_ours(tmp_path):
     outcome = small("speed transformer-7b", tmp_path)
     assert outcome.numbers["ratio"] > 0 and "LlamaForCausalLM of transformers" in outcome.row
+
+
+def test_a_peer_whose_config_has_an_infinite_number(tmp_path):
+    config = config_of(run_of("mamba2-1b", Work(tmp_path, True, 60)))
+    assert peers.written_config(config, 16)["time_step_limit"] == [0.0, float("inf")]
 
 
 @pytest.mark.slow

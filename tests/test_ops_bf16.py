@@ -37,6 +37,17 @@ def test_flags_exclude_and_a_measurement_settles_the_rest(flags, measured, ratio
     assert len(taken) == measured, "found once a process"
 
 
+def test_one_product_that_was_interrupted_does_not_decide(monkeypatch):
+    """Of the bf16 products the first is slow, as where another process had the CPU; the rule is the
+    fastest. A CPU without units is given up early."""
+    taken = {torch.float32: [2.0] * 5, torch.bfloat16: [100.0, 1.0, 1.0, 1.0, 1.0]}
+    monkeypatch.setattr(bf16, "_seconds", lambda factor: taken[factor.dtype].pop(0))
+    assert bf16.measured_ratio() == 2.0
+    taken |= {torch.float32: [1.0] * 5, torch.bfloat16: [50.0] * 5}
+    assert bf16.measured_ratio() == 1 / 50
+    assert len(taken[torch.bfloat16]) == 5 - bf16.LEAST_TIMES
+
+
 def test_an_assumption_ends_with_its_block():
     with bf16.assumed(True):
         assert bf16.native_bf16(CPU)

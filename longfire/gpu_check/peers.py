@@ -15,6 +15,7 @@ from longfire.errors import MachineError
 from longfire.gpu_check.model_runs import config_of
 from longfire.gpu_check.stage import Work
 from longfire.huggingface.families import class_of_export, config_to_hf
+from longfire.huggingface.transformers_model import with_infinities
 
 WARMUP_STEPS = 2
 LR = 1e-4
@@ -41,7 +42,7 @@ def made(config: ModelConfig, seq_len: int, device: torch.device) -> nn.Module:
 
     if " of fla" in class_of_export(config):
         importlib.import_module("fla.models")  # which makes its classes known to transformers
-    written = config_to_hf(config, length=seq_len)
+    written = written_config(config, seq_len)
     model_type = str(written.pop("model_type"))
     theirs = AutoConfig.for_model(model_type, **written)
     theirs.use_cache = False
@@ -50,6 +51,12 @@ def made(config: ModelConfig, seq_len: int, device: torch.device) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise MachineError(f"{model_type}: its class is no torch module")
     return model.train()
+
+
+def written_config(config: ModelConfig, seq_len: int) -> dict[str, object]:
+    """The keys of the peer's config. Infinity is a number: transformers' table for it is one of
+    files, and classes do not compute with it."""
+    return with_infinities(config_to_hf(config, length=seq_len))
 
 
 class PlainLoop:
