@@ -24,6 +24,7 @@ from longfire.images.augmentation import View, random_box
 from longfire.images.batches import ImageBatches
 from longfire.images.dataset import read_dataset
 from longfire.images.decoding import decode
+from longfire.images.sources import ImageFolder
 
 SIZE = 8
 SETTINGS = Images(mean=(0.0,), std=(1.0,))
@@ -239,10 +240,10 @@ def header_of_a_huge_image() -> bytes:
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"no image at all", "no readable image"),
-        (b"", "no readable image"),
+        (b"no image at all", "not an image of a kind that is read"),
+        (b"", "not an image of a kind that is read"),
         (png(7, (20, 20))[:-30], "no readable image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no readable image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a kind"),
         (png(7, (40, 40)), "40 x 40 pixels are more than images.max_pixels = 1,000"),
         (header_of_a_huge_image(), "images/x.png: "),
     ],
@@ -307,3 +308,38 @@ def test_a_class_that_only_validation_has_is_named(folder, tmp_path):
     (tmp_path / "val" / "d" / "1.png").write_bytes(png(1))
     with pytest.raises(DataError, match="the class 'd' is not one of the 3"):
         batches_of(folder, validation=(str(tmp_path / "val"),))
+
+
+def encoded(image, kind):
+    """The bytes of an image file."""
+    stream = io.BytesIO()
+    image.save(stream, kind)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "PPM"])
+def test_grey_of_16_bits_keeps_its_values(kind):
+    """Pillow's own conversion makes white of every value above 255."""
+    values_HW = np.array([[0, 255, 257], [30_000, 65_278, 65_535]], np.uint16)
+    content = encoded(Image.fromarray(values_HW), kind)
+    expected_HW = np.rint(values_HW / 257)
+    assert np.array_equal(np.asarray(decode(content, 1, 1000, "x")), expected_HW)
+    colours_HWC = np.asarray(decode(content, 3, 1000, "x"))
+    assert np.array_equal(colours_HWC, np.repeat(expected_HW[:, :, None], 3, 2))
+
+
+def test_an_image_that_resizing_makes_too_large_is_refused():
+    content = encoded(Image.new("L", (1, 900)), "PNG")
+    assert decode(content, 1, 1000, "x").size == (1, 900)
+    with pytest.raises(DataError, match=r"y.png: 1 x 900 pixels have 57,600 .* images.max_pixels"):
+        decode(content, 1, 1000, "y.png", shorter_side=8)
+
+
+def test_a_fifo_among_the_images_is_refused_and_not_waited_for(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "a" / "x.png")
+    (tmp_path / "b" / "y.png").write_bytes(png(7))
+    source = ImageFolder(tmp_path, "images")
+    with pytest.raises(DataError, match=r"x.png: .*it is a FIFO"):
+        source.content(0)

@@ -52,6 +52,11 @@ class View:
         return np.random.Generator(np.random.Philox(key=int(key(self.seed, purpose, number)[0])))
 
     @property
+    def shorter_side(self) -> int:
+        """That of a whole image after it was resized."""
+        return self.settings.resize or self.image_size
+
+    @property
     def mixes(self) -> bool:
         """Whether image `number` is trained on together with its partner, image `number ^ 1`."""
         return self.settings.mixup_alpha > 0 or self.settings.cutmix_alpha > 0
@@ -109,8 +114,7 @@ class View:
 
     def shorter_side_resized(self, image: "Image") -> np.ndarray:
         """The whole image, uint8 (H, W, C)."""
-        shorter = self.settings.resize or self.image_size
-        width, height = (shorter * side // min(image.size) for side in image.size)
+        width, height = (self.shorter_side * side // min(image.size) for side in image.size)
         return self.resized(image, width, height, None)
 
     def resized(self, image: "Image", width: int, height: int, box: Box | None) -> np.ndarray:

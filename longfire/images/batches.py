@@ -104,7 +104,7 @@ class ImageBatches:
         content = part.source.content(in_source)
         where = part.source.where(in_source)
         view = self.view
-        return decode(content, view.channels, view.settings.max_pixels, where)
+        return decode(content, view.channels, view.settings.max_pixels, where, view.shorter_side)
 
     def places(self, numbers: Sequence[int]) -> list[Place]:
         """Where these images of the run come from."""
@@ -173,9 +173,11 @@ class ImageBatches:
         try:
             content = read_regular(file)
         except OSError as error:
-            raise DataError(f"{file}: {error.strerror or error}") from error
+            raise DataError(f"{file}: {error.strerror or error}; name files of images") from error
         view = self.view
-        image = decode(content, view.channels, view.settings.max_pixels, str(file))
+        image = decode(
+            content, view.channels, view.settings.max_pixels, str(file), view.shorter_side
+        )
         return view.of_validation(image)
 
     def validation_view(self, part: ImageSet, number: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 
 from longfire.data.file_checks import check_inside, check_links
 from longfire.errors import DataError
+from longfire.regular_files import read_regular
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm")
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}
@@ -67,7 +68,7 @@ class ImageFolder:
     def content(self, number: int) -> bytes:
         path = check_inside(self.files[number], self.root)
         try:
-            return path.read_bytes()
+            return read_regular(path)
         except OSError as error:
             raise DataError(f"{path}: {error.strerror or error}") from error
 
