@@ -4,7 +4,7 @@ fails in an instant."""
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from longfire.config.model_rules import NO_MLP, check_model
+from longfire.config.model_rules import NO_MLP, check_layers, check_model
 from longfire.errors import SettingsError
 
 DEFAULT_MLP = "swiglu"
@@ -171,6 +171,7 @@ class ModelConfig:
                 f"model config: hidden_size {self.hidden_size}, num_hidden_layers {layers} and "
                 f"layer_types {list(self.layer_types)} must all be positive"
             )
+        check_layers(layers)
         for types, part in (("layer_types", "mixer"), ("mlp_layer_types", "MLP")):
             object.__setattr__(self, types, self.of_each_layer(types, part))
         for tables in TABLES:

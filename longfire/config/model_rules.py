@@ -17,13 +17,20 @@ MAX_LAYERS = 10_000
 MAX_HIDDEN_SIZE = 2**20
 
 
+def check_layers(layers: int) -> None:
+    """Raises SettingsError for more layers than a list of them can be made for."""
+    if layers > MAX_LAYERS:
+        raise SettingsError(
+            f"model config: num_hidden_layers = {layers} must be at most {MAX_LAYERS}"
+        )
+
+
 def check_model(config: "ModelConfig") -> None:
     """Raises SettingsError naming a key, its value and the fix. (Where there are images, what
     follows from their size is set.)"""
     if config.image_size:
         complete_image(config)
-    layers, width = config.num_hidden_layers, config.hidden_size
-    config.require("num_hidden_layers", layers <= MAX_LAYERS, f"must be at most {MAX_LAYERS}")
+    width = config.hidden_size
     config.require("hidden_size", width <= MAX_HIDDEN_SIZE, f"must be at most {MAX_HIDDEN_SIZE}")
     config.require("norm", config.norm in NORMS, f"is not one of {', '.join(NORMS)}")
     config.require("block", config.block in BLOCKS, f"is not one of {', '.join(BLOCKS)}")

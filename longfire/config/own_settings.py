@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeGuard
 
 from longfire.errors import SettingsError
 
@@ -55,8 +55,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return ""
 
 
-def is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def is_finite(value: object) -> TypeGuard[int | float]:
+    """Whether this is a number that is neither infinite nor larger than floating point holds."""
+    if type(value) is int:
+        return abs(value) <= MAX_NUMBER
+    return type(value) is float and math.isfinite(value)
 
 
 def check_type(name: str, value: Any, kind: Any) -> None:

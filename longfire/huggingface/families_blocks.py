@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from longfire.config.init_rules import INITIALIZER_RANGE
 from longfire.config.model_config import PUBLISHED
+from longfire.config.own_settings import is_finite
 from longfire.huggingface.families_fla import (
     BUFFERS,
     FIXED,
@@ -98,11 +99,18 @@ def channels(settings: Settings) -> int:
 
 def own_channels(size: object, settings: Settings) -> int | None:
     """0 where it is what we take when none is given; None if it is no size."""
-    if isinstance(size, bool) or not isinstance(size, int | float):
+    if not is_finite(size):
         return None
     if size == 2 * settings["hidden_size"]:
         return 0
     return int(size)
+
+
+def expanded_channels(expand: object, settings: Settings) -> int | None:
+    """The channels as a multiple of hidden_size."""
+    if not is_finite(expand):
+        return None
+    return own_channels(expand * settings["hidden_size"], settings)
 
 
 def step_rank(rank: object, settings: Settings) -> int | None:
@@ -121,7 +129,7 @@ def written_step_rank(settings: Settings) -> int:
 
 def width(times: object, settings: Settings) -> int | None:
     """fla's MLP where the config has its ratio only."""
-    if type(times) in (int, float):
+    if is_finite(times):
         return 256 * -(-int(settings["hidden_size"] * times * 2 / 3) // 256)
     return None
 
@@ -140,6 +148,8 @@ def odd_layers(layers: int) -> Config:
 
 
 def heads_of(settings: Settings) -> int:
+    if not settings["mamba2.head_dim"]:
+        return 0  # which its own rules refuse
     return settings["hidden_size"] * settings["mamba2.expand"] // settings["mamba2.head_dim"]
 
 
@@ -148,7 +158,7 @@ def limit(limits: object, place: int) -> float | None:
     if not isinstance(limits, list) or len(limits) != 2:
         return None
     value = 0.0 if limits[place] in (INFINITE, float("inf")) else limits[place]
-    if type(value) in (int, float):
+    if is_finite(value):
         return float(value)
     return None
 
@@ -162,7 +172,7 @@ SSM_KEYS = (
         "expand",
         "mamba.intermediate_size",
         2,
-        reads=lambda expand, settings: own_channels(expand * settings["hidden_size"], settings),
+        reads=expanded_channels,
         writes=lambda settings: -(-channels(settings) // settings["hidden_size"]),
     ),
     Key(

@@ -4,6 +4,7 @@ families.py says how to read it."""
 from dataclasses import replace
 from functools import partial
 
+from longfire.config.own_settings import is_finite
 from longfire.huggingface.family import REQUIRED, Family, Key, Name, Settings, unchanged
 from longfire.huggingface.family_layers import Windows
 
@@ -42,7 +43,7 @@ def numbers(values: object, _: Settings) -> tuple[float, ...] | None:
     """A list of numbers as ours; None if it is no such list."""
     if not isinstance(values, list | tuple):
         return None
-    if not all(type(value) in (int, float) for value in values):
+    if not all(map(is_finite, values)):
         return None
     return tuple(map(float, values))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from longfire.config.model_config import ModelConfig, mixer_of
+from longfire.config.own_settings import check_type
 from longfire.errors import SettingsError
 
 # Values of settings: numbers, text, lists, tables. The Key of a setting knows its type and checks
@@ -106,8 +107,9 @@ class Key:
         """The value, if it has the type of the key."""
         example = self.null if self.default is None else self.default
         kind = self.kind or type(example)
-        if kind is float and type(value) is int:
-            value = float(value)
+        if type(value) is int and kind in (int, float):
+            check_type(f"{where}: {self.theirs}", value, int if kind is int else float)
+            value = kind(value)
         if kind is not type(None) and type(value) is not kind:
             raise SettingsError(
                 f"{where}: {self.theirs} = {value!r} must be of type {kind.__name__}"

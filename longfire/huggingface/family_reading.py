@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from longfire.config.model_config import ModelConfig
-from longfire.config.own_settings import nearest
+from longfire.config.model_rules import check_layers
+from longfire.config.own_settings import check_type, nearest
+from longfire.config.strict import placed
 from longfire.errors import SettingsError
 from longfire.huggingface.family import Config, Family, Settings, without
 
@@ -97,10 +99,20 @@ def read_family_config(
     for key in family.keys:
         if key.applies(settings):
             used.add(key.theirs)
+    plain = {name: value for name, value in settings.items() if "." not in name}
+    check_plain(plain, where)
     layer_types, mixers = family.layers.read(asked, settings, family.mixer, where)
     check_rest(without(asked, used), family, config, settings, where)
-    plain = {name: value for name, value in settings.items() if "." not in name}
     return ModelConfig(**plain, layer_types=layer_types, mixers=mixers)
+
+
+def check_plain(plain: Settings, where: str) -> None:
+    """Raises SettingsError for a value of the model that no machine can take."""
+    kinds = {field.name: field.type for field in fields(ModelConfig)}
+    for name, value in plain.items():
+        check_type(f"{where}: {name}", value, kinds[name])
+    with placed(where):
+        check_layers(plain["num_hidden_layers"])
 
 
 def asked_of(family: Family, config: Config, where: str) -> Config:

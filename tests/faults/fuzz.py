@@ -15,10 +15,9 @@ import socket
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -36,32 +35,26 @@ from longfire.data.prepare import prepare
 from longfire.data.tokenizer_files import json_of as tokenizer_file
 from longfire.data.tokens import TokenStore
 from longfire.disk import held, write_whole
-from longfire.errors import DataError, UserError
+from longfire.errors import DataError
 from longfire.huggingface.weight_files import WeightFiles
 from longfire.parallel.sharding import TensorSlice
 from longfire.training.environment import write_environment
 from longfire.training.records import RecordFile, last_records
 from longfire.training.report_page import machine_of
 from longfire.training.report_page import read as read_stories
+from tests.faults.damage import (
+    Kind,
+    files_of,
+    flip_any,
+    flip_bytes,
+    forge_json,
+    odd_json,
+    or_message,
+)
+from tests.faults.fuzz_config import CONFIG_KIND
+from tests.faults.fuzz_settings import SETTINGS_KIND
 
 CASE_SECONDS = 20
-ODD_VALUES = (
-    None,
-    True,
-    -1,
-    0,
-    2**63,
-    10**399,
-    1.5,
-    float("inf"),
-    "",
-    "12",
-    "../outside",
-    [],
-    [[]],
-    {},
-    {"a": []},
-)
 WEIGHTS = {
     "model/a": torch.arange(24.0).reshape(4, 6),
     "model/b": torch.arange(5.0),
@@ -85,58 +78,6 @@ STATE_FACTS = {
 
 class TooSlow(BaseException):
     """A case did not end in its time."""
-
-
-# Makes the folder that is damaged; damages it; reads it and compares what was read
-class Kind(NamedTuple):
-    make: Callable[[Path], None]
-    damage: Callable[[Path, random.Random], None]
-    read: Callable[[Path], None]
-
-
-def flip_bytes(file: Path, chance: random.Random) -> None:
-    """Cut the file off, overwrite a part of it, or put something into it."""
-    content = bytearray(file.read_bytes())
-    at = chance.randrange(len(content) + 1)
-    piece = chance.choice(
-        [chance.randbytes(4), b"\xff", b"[" * 100_000, b"1" * 5000, b'"', b"\x00", b"{", b"\n[x]\n"]
-    )
-    way = chance.randrange(4)
-    if way == 0:
-        del content[at:]
-    elif way == 1:
-        content[at : at + len(piece)] = piece
-    elif way == 2:
-        content[at:at] = piece
-    elif content:
-        content[at % len(content)] ^= 1 << chance.randrange(8)
-    file.write_bytes(content)
-
-
-def files_of(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-
-
-def flip_any(folder: Path, chance: random.Random) -> None:
-    flip_bytes(chance.choice(files_of(folder)), chance)
-
-
-def odd_json(value: object, chance: random.Random) -> object:
-    """The value with one place of it removed or replaced by something odd."""
-    if isinstance(value, dict | list) and value and chance.random() < 0.85:
-        keys = list(value) if isinstance(value, dict) else range(len(value))
-        key = chance.choice(list(keys))
-        changed = value.copy()
-        if chance.random() < 0.2:
-            del changed[key]
-        else:
-            changed[key] = odd_json(value[key], chance)
-        return changed
-    return chance.choice(ODD_VALUES)
-
-
-def forge_json(file: Path, chance: random.Random) -> None:
-    file.write_text(json.dumps(odd_json(json.loads(file.read_text()), chance)))
 
 
 # Run folders: what a start, a report and the readers of a run take from them
@@ -196,13 +137,6 @@ def add_record(file: Path) -> None:
     records.write(5, {"loss": 1.0})
     records.close()
     assert next(last_records(file))["step"] == 5
-
-
-def or_message(read: Callable[[], object]) -> None:
-    try:
-        read()
-    except UserError as error:
-        assert str(error), "an error without a message"
 
 
 # TOML: a recipe, read strictly
@@ -403,6 +337,8 @@ KINDS = {
     "store": Kind(make_store, damage_store, read_store),
     "export": Kind(make_export, damage_export, read_export),
     "untrusted": Kind(make_run, damage_untrusted, read_untrusted),
+    "settings": SETTINGS_KIND,
+    "config": CONFIG_KIND,
 }
 BASES: dict[str, Path] = {}
 

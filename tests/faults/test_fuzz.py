@@ -1,7 +1,8 @@
 """A few cases of each kind of the fuzzer of files (fuzz.py), with a fixed seed."""
 
 import pytest
-from fuzz import KINDS, fuzz
+
+from tests.faults.fuzz import KINDS, fuzz
 
 
 @pytest.mark.parametrize("name", KINDS)
