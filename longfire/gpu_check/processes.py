@@ -115,7 +115,7 @@ def ended(folder: Path, seconds: float) -> Ended:
         tuple(written["missing"]),
     )
     if not outcome.row:  # it raised
-        numbers = {"log": last_lines(folder)}
+        numbers: JsonObject = {"log": last_lines(folder)}
         return Ended("failed", replace(outcome, numbers=numbers), seconds)
     return Ended("wrong" if outcome.problems else "ok", outcome, seconds)
 
