@@ -142,8 +142,7 @@ def store_tokens(x_ptr, x, tokens, T, heads, size, BLOCK_SIZE: tl.constexpr):
 
 @triton.jit
 def place_of_program(T, heads, BLOCK: tl.constexpr):
-    """(block of tokens, int64 sequence, head) of this program: a grid's second dimension would end
-    at 65,535 sequences and heads."""
+    """(block, int64 sequence, head): a grid's second dimension ends at 65,535 of them."""
     blocks = tl.cdiv(T, BLOCK)
     row = tl.program_id(0) // blocks
     return tl.program_id(0) % blocks, (row // heads).to(tl.int64), row % heads
