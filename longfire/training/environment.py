@@ -8,11 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from longfire.disk import write_whole
 from longfire.errors import CheckpointError
+from longfire.ops.bf16 import may_have_units, native_bf16
 from longfire.own_files import read_note
+
+if TYPE_CHECKING:
+    import torch
 
 ENVIRONMENT = "environment.json"
 # Packages whose versions are recorded
@@ -41,6 +45,7 @@ class Environment(TypedDict, total=False):
 
     cpu: str
     threads: int
+    multiplies_bf16: bool | None
     cuda: Cuda | None
     python: str
     versions: dict[str, str]
@@ -86,8 +91,20 @@ def environment() -> dict[str, object]:
         "cpu": cpu_name(),
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "multiplies_bf16": None if cuda else native_bf16(torch.device("cpu")),
         "cuda": {"devices": cuda, "version": torch.version.cuda} if cuda else None,
     }
+
+
+def multiplies_bf16(folder: Path, device: "torch.device") -> bool:
+    """`native_bf16` of the device, as the run in this folder found it on such a CPU before: it is
+    measured, and on a busy machine another answer would end a resume to the bit."""
+    if device.type == "cpu" and may_have_units() and (folder / ENVIRONMENT).exists():
+        before = read_note(folder / ENVIRONMENT, Environment) or {}
+        found = before.get("multiplies_bf16")
+        if found is not None and before.get("cpu") == cpu_name():
+            return found
+    return native_bf16(device)
 
 
 def version_of(package: str) -> str | None:

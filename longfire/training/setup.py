@@ -28,6 +28,7 @@ from longfire.parallel.mesh import ALONE, Mesh
 from longfire.tasks.contract import Task
 from longfire.training import lengths
 from longfire.training.compiling import compile_decision, eager_rate, sample_of
+from longfire.training.environment import multiplies_bf16
 from longfire.training.memory_check import check_memory
 from longfire.training.run_plan import note_plan, with_context_strategy
 from longfire.training.stages import set_rope_base
@@ -72,6 +73,13 @@ def state_at_start(
     return state
 
 
+def bf16_of_run(run: Run, device: torch.device) -> bool:
+    """Whether the device multiplies bf16 natively: a run that is resumed keeps its answer."""
+    if run.has_checkpoints:
+        return multiplies_bf16(run.folder, device)
+    return native_bf16(device)
+
+
 def initial_weights(run: Run, state: State) -> str:
     """Take the weights of model.weights, if it names any. Returns a line that names their
     origin."""
@@ -99,7 +107,8 @@ def make_state(
             "activation_checkpoint.offload = true moves activations to the host's memory, where "
             "those of a CPU are already: set it to false"
         )
-    assume(mesh.broadcast_object(native_bf16(device)), device.type)
+    is_native = mesh.broadcast_object(bf16_of_run(run, device))
+    assume(is_native, device.type)
     dtype, precision = choose_dtype(run.model, device)
     model = whole_model(run, config, dtype, device)
     if task:
