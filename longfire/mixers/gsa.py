@@ -108,5 +108,4 @@ class GSA(ConvolvedState):
 
     def flops_per_token(self, seq_len: int) -> float:
         matrices = 2 * sum(p.numel() for p in self.parameters() if p.dim() >= 2)
-        states = self.heads * self.slots * (self.head_k + self.head_v)
-        return matrices + 4 * states  # both are written and read
+        return matrices + 4 * self.heads * self.slots * (self.head_k + self.head_v)
