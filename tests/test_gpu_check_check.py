@@ -246,6 +246,16 @@ def test_every_mixer_has_a_block_whose_graphs_are_counted():
 
 
 @pytest.mark.slow
+def test_the_command_with_some_stages(tmp_path):
+    output = tmp_path / "check.jsonl"
+    words = ["gpu-check", "--small", "--only", "profile,checkpoint", "--output", str(output)]
+    assert longfire(words) == 0
+    states = {line["stage"]: line["state"] for line in lines_of(output)}
+    assert states["facts"] == states["checkpoint"] == states["summary"] == "ok"
+
+
+@pytest.mark.slow
+@pytest.mark.matrix  # ten minutes on a busy machine
 @pytest.mark.timeout(1800)
 def test_the_whole_check_on_a_cpu(tmp_path):
     output = tmp_path / "check.jsonl"
