@@ -229,10 +229,16 @@ def is_likeliest(
 
 def likeliest(logits_NW: Tensor, vocabulary: VocabularyShard) -> Tensor:
     """(N,) the likeliest word of all processes', the first of several."""
-    highest_N, word_N = logits_NW.max(1)
-    mine_N = highest_N == vocabulary.take_highest(highest_N.clone())
+    highest_N, column_N = logits_NW.max(1)
+    is_mine_N = highest_N == vocabulary.take_highest(highest_N.clone())
+    return first_word(column_N, is_mine_N, vocabulary)
+
+
+def first_word(column_N: Tensor, is_mine_N: Tensor, vocabulary: VocabularyShard) -> Tensor:
+    """(N,) the word of the first process that has it, the lowest as the highest of the negatives.
+    column_N: of this process's words; is_mine_N: whether this process has it."""
     return -vocabulary.take_highest(
-        torch.where(mine_N, -(word_N + vocabulary.first), -vocabulary.total)
+        torch.where(is_mine_N, -(column_N + vocabulary.first), -vocabulary.total)
     )
 
 

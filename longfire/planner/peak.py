@@ -1,7 +1,7 @@
 """What a process of a plan holds in a step, moment by moment, and the largest batch and length
 that fit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -175,6 +175,19 @@ def describe(name: int | str) -> str:
     if isinstance(name, str):
         return name
     return f"layer {name}"
+
+
+def fullest_moment(memories: Sequence[ProcessMemory]) -> Moment:
+    """Of the fullest process."""
+    moments: list[Moment] = []
+    for memory in memories:
+        moments += memory.moments()
+    return max(moments, key=lambda moment: moment.total)
+
+
+def most_on_host(memories: Sequence[ProcessMemory]) -> float:
+    """The bytes in the host's memory of the process that holds most there."""
+    return max(memory.host_bytes() for memory in memories)
 
 
 def largest(

@@ -19,7 +19,7 @@ from longfire.parallel.axes import AXES
 from longfire.parallel.context_cost import tokens_here
 from longfire.planner.forecast import REMATS, Collective, Forecast, Moment, Plan
 from longfire.planner.measured_run import MeasuredRun
-from longfire.planner.peak import ProcessMemory, largest
+from longfire.planner.peak import ProcessMemory, fullest_moment, largest, most_on_host
 from longfire.planner.step_time import StepCommunication, flops_on, parts_of_step
 from longfire.tasks.table import task_named
 
@@ -64,26 +64,21 @@ class Planner(MeasuredRun):
 
     def peak(self, plan: Plan, seq_len: int = 0) -> Moment:
         """The fullest moment of the fullest process. seq_len: 0 for the recipe's."""
-        moments: list[Moment] = []
-        for process in range(plan.pp):
-            memory = ProcessMemory(self, plan, process, seq_len or self.seq_len)
-            moments += memory.moments()
-        return max(moments, key=lambda moment: moment.total)
+        return fullest_moment(self.memories(plan, seq_len))
 
-    def host_bytes(self, plan: Plan, seq_len: int = 0) -> float:
-        """In the host's memory, of the process that holds most there. seq_len: 0 for the
-        recipe's."""
-        held = []
+    def memories(self, plan: Plan, seq_len: int = 0) -> list[ProcessMemory]:
+        """What each process along pp holds. seq_len: 0 for the recipe's."""
+        found: list[ProcessMemory] = []
         for process in range(plan.pp):
-            memory = ProcessMemory(self, plan, process, seq_len or self.seq_len)
-            held.append(memory.host_bytes())
-        return max(held)
+            found.append(ProcessMemory(self, plan, process, seq_len or self.seq_len))
+        return found
 
     def filled(self, plan: Plan, seq_len: int = 0) -> float:
         """The share of the memory that is taken, of the device or of the host, whichever is
         fuller."""
-        of_device = self.peak(plan, seq_len).total / self.device.usable_bytes
-        return max(of_device, self.host_bytes(plan, seq_len) / self.device.host_bytes)
+        memories = self.memories(plan, seq_len)
+        of_device = fullest_moment(memories).total / self.device.usable_bytes
+        return max(of_device, most_on_host(memories) / self.device.host_bytes)
 
     def largest_batch_size(self, plan: Plan) -> int:
         """The most sequences of a micro-batch that fit."""
@@ -114,11 +109,12 @@ class Planner(MeasuredRun):
 
     def forecast(self, plan: Plan) -> Forecast:
         """Everything about one plan but the largest batch and length, which `with_largest` adds."""
-        peak = self.peak(plan)
+        memories = self.memories(plan)
+        peak = fullest_moment(memories)
         collectives = tuple(self.collectives(plan))
         parts = parts_of_step(self, plan, collectives)
         seconds = sum(parts.values())
-        host_bytes = self.host_bytes(plan)
+        host_bytes = most_on_host(memories)
         fits_on_host = host_bytes <= self.device.host_bytes
         fits_on_device = peak.total <= self.device.usable_bytes
         of_blocks = sum(flops["block"] for flops in self.flops_of)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longfire.ops.cross_entropy import L2_WARP, LossRules
+from longfire.ops.cross_entropy import L2_WARP, LossRules, first_word
 from longfire.ops.vocabulary import VocabularyShard
 
 # Words that one program holds at a time: 16 kB of fp32, which 8 warps keep in registers.
@@ -191,10 +191,7 @@ def of_all_processes(
     sum_N = own.sum_N * torch.exp(own.highest_N - highest_N)
     label_logit_N = torch.where(is_label_here_N, own.label_logit_N, 0)
     sum_N, label_logit_N = vocabulary.add_up(torch.stack([sum_N, label_logit_N]))
-    is_mine_N = own.highest_N == highest_N
-    # The lowest number of several equal words, as the highest of their negatives.
-    negative_N = torch.where(is_mine_N, -(own.word_N + vocabulary.first), -vocabulary.total)
-    word_N = -vocabulary.take_highest(negative_N)
+    word_N = first_word(own.word_N, own.highest_N == highest_N, vocabulary)
     return Statistics(highest_N, sum_N, label_logit_N, word_N)
 
 
