@@ -225,6 +225,8 @@ class MeasuredRun:
             return self.meter(plan.tp, here).part(name, remat, plan.batch_size)
         short = min(MEASURED_TOKENS // 2, self.seq_len)
         meter = self.meter(plan.tp, short)
+        if name == HEAD:
+            return meter.head_part(plan.batch_size, here)
         which = name
         if isinstance(name, int):
             which = meter.kind_of[name]

@@ -24,7 +24,7 @@ from longfire.mixers import mixer
 from longfire.model import Block, Layers, Model
 from longfire.ops.attention_choice import local_sequence
 from longfire.ops.bf16 import native_bf16
-from longfire.ops.cross_entropy import LossRules, fused
+from longfire.ops.cross_entropy import LossRules, chunk_size, fused
 from longfire.ops.pretending import pretending_cuda
 from longfire.parallel.context_cost import LayerTraffic
 from longfire.parallel.mesh import ALONE, Mesh
@@ -120,6 +120,7 @@ class Meter:
         self.model = share_of(copy.deepcopy(model), tp, sequence_parallel)
         self.small = with_layers(model, [model.layers[layer] for layer in self.kinds.values()])
         self.known: dict[tuple[int | str, Remat, int], Part] = {}
+        self.heads: dict[tuple[int, int], Part] = {}  # by sequences and tokens of each
 
     def part(
         self,
@@ -128,6 +129,8 @@ class Meter:
         rows: int,
     ) -> Part:
         """The embedding, the head, or layer `which` (layers of one kind are one)."""
+        if which == HEAD:
+            return self.head_part(rows, self.seq_len)
         if isinstance(which, str):
             remat = "none"
         else:
@@ -142,8 +145,8 @@ class Meter:
         return self.known[key]
 
     def measure(self, remat: Remat, rows: int) -> None:
-        """All blocks, since one may use what an earlier one left in `seq.shared`; and the ends,
-        which no remat changes."""
+        """All blocks, since one may use what an earlier one left in `seq.shared`; and the
+        embedding, which no remat changes."""
         model = share_of(copy.deepcopy(self.small), self.tp, self.sequence_parallel)
         here = self.tokens_here(self.seq_len)
         enters = (rows, here, model.config.hidden_size), model.stream_dtype
@@ -166,9 +169,40 @@ class Meter:
                         existing,
                     )
                 seq.shared = detached(seq.shared)
-            if (HEAD, "none", rows) not in self.known:
+            if (EMBED, "none", rows) not in self.known:
                 self.known[EMBED, "none", rows] = self.embedding(model, rows)
-                self.known[HEAD, "none", rows] = self.head(model, enters, rows)
+
+    def head_part(self, rows: int, seq_len: int) -> Part:
+        """The head with the loss, for so many sequences of so many tokens.
+
+        What the logits of a chunk hold grows with the tokens up to a whole chunk, and from there on
+        no more: more than two chunks are read off the straight line through one and two."""
+        if self.small.config.num_classes:
+            return self.measured_head(rows, seq_len)
+        tokens = rows * seq_len
+        with pretending_cuda(self.as_cuda):
+            chunk = chunk_size(self.chunk_tokens, torch.device("cpu"))
+        if tokens <= 2 * chunk or not self.as_cuda:
+            return self.measured_head(1, tokens)
+        one = self.measured_head(1, chunk)
+        two = self.measured_head(1, 2 * chunk)
+        return Part.of_sequences(one, two, tokens / chunk)
+
+    def measured_head(self, rows: int, seq_len: int) -> Part:
+        """The same, not read off a line."""
+        seq_len -= seq_len % self.tp  # each process has whole tokens
+        if (rows, seq_len) not in self.heads:
+            model = share_of(copy.deepcopy(self.small), self.tp, self.sequence_parallel)
+            size = rows, self.tokens_here(seq_len), model.config.hidden_size
+            with (
+                pretending_cuda(self.as_cuda),
+                FakeTensorMode(allow_non_fake_inputs=True),
+                torch.device("cpu"),
+            ):
+                make_fake(model)
+                enters = size, model.stream_dtype
+                self.heads[rows, seq_len] = self.head(model, enters, rows, seq_len)
+        return self.heads[rows, seq_len]
 
     def tokens_here(self, tokens: int) -> int:
         """Of a sequence, those whose activations between the split matrices are on this process."""
@@ -239,9 +273,10 @@ class Meter:
         model: Model,
         enters: Entering,
         rows: int,
+        seq_len: int,
     ) -> Part:
         """With the loss."""
-        labels_N = torch.zeros(rows * self.seq_len, dtype=torch.int64)
+        labels_N = torch.zeros(rows * seq_len, dtype=torch.int64)
 
         def of_classes(box: list[Tensor]) -> Tensor:
             hidden_BTD = model.final_norm(box.pop())
