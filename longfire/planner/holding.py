@@ -75,10 +75,11 @@ class Shards:
     """What FSDP2 holds of a process's parts beside the shards themselves, in bytes; nothing where
     rows differ nowhere.
 
-    A block's parameters are held twice while it runs, as they arrived and as they are used; in the
-    backward the second place is that of the next block's, which arrive meanwhile. What is in no
-    block stays whole from its first use to the end of the step. Gradients are copied once to be
-    sent, and the copy lives until the next block's is made.
+    A block's parameters are held twice while it runs, as they arrived and as they are used, and a
+    third time, rounded, while they travel so; in the backward the second place is that of the next
+    block's, which arrive meanwhile. What is in no block stays whole from its first use to the end
+    of the step. Gradients are copied once to be sent, and the copy lives until the next block's is
+    made.
     """
 
     def __init__(
@@ -87,7 +88,10 @@ class Shards:
         settings: Parallelism,
         names: list[int | str],
         group: dict[int | str, Group],
+        gathers_rounded: bool = False,
     ) -> None:
+        """gathers_rounded: what travels is bf16 and has a buffer of its own, beside what it becomes
+        (parallel/parameter_gather.py)."""
         self.plan = plan
         self.names = names
         self.group = group
@@ -95,6 +99,7 @@ class Shards:
         self.wrapped = plan.data * plan.cp > 1
         self.sharded = plan.shards > 1
         self.each = 2 if settings.param_gather_dtype == "bfloat16" else 4
+        self.copies = 2.5 if gathers_rounded else 2.0  # of a block while it runs
         self.stays = not reshards(settings, plan.pp, plan.shards)
         # Gradients are whole between micro-batches where they are not scattered after each.
         self.accumulates = plan.microbatches > 1 and not (self.sharded and plan.pp == 1)
@@ -134,12 +139,12 @@ class Shards:
         return self.whole(name)
 
     def forward(self, name: int | str) -> float:
-        return self.always + 2 * self.of_block(name)
+        return self.always + self.copies * self.of_block(name)
 
     def backward(self, name: int | str) -> float:
         """With the gradients of the part before, on their way."""
         after = self.names[self.names.index(name) + 1 :][:1]
-        return self.always + 2 * self.of_block(name) + sum(map(self.sent, after))
+        return self.always + self.copies * self.of_block(name) + sum(map(self.sent, after))
 
     def reduction(self, name: int | str) -> float:
         """When its gradients, whole, have been copied to be sent."""

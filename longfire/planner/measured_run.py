@@ -187,6 +187,11 @@ class MeasuredRun:
             * BYTES[self.dtype]
         )
 
+    @property
+    def gathers_rounded(self) -> bool:
+        """Whether matrices travel in bf16 to where they are used."""
+        return self.run.parallelism.param_gather_dtype == "auto" and self.dtype == "bfloat16"
+
     def with_strategy(self, plan: Plan) -> Plan:
         """The same with the best strategy."""
         ranked = self.strategies(plan)

@@ -35,7 +35,13 @@ class ProcessMemory:
         self.names = measured.names_of(plan, process)
         self.on_device = not run.parallelism.cpu_offload
         self.group = groups_on(measured, plan, self.names)
-        self.shards = Shards(plan, run.parallelism, self.names, self.group)
+        self.shards = Shards(
+            plan,
+            run.parallelism,
+            self.names,
+            self.group,
+            measured.gathers_rounded,
+        )
         self.parts: dict[int | str, Part] = {}
         self.cuts: dict[int | str, FSDPMemory] = {}
         for name in self.names:

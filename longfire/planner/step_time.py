@@ -120,7 +120,9 @@ class StepCommunication:
         if plan.shards == 1:
             return
         numbers = self.numbers()
-        each = 2 if self.settings.param_gather_dtype == "bfloat16" else 4
+        each = 4
+        if self.settings.param_gather_dtype == "bfloat16" or self.measured.gathers_rounded:
+            each = 2
         gathers = 1
         if reshards(self.settings, plan.pp, plan.shards):
             gathers = 2 * plan.microbatches

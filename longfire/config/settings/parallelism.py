@@ -51,10 +51,11 @@ class Parallelism:
         "free gathered parameters after a block's forward, and gather them again in its "
         "backward; auto: unless pipeline parallel",
     )
-    param_gather_dtype: Literal["float32", "bfloat16"] = setting(
-        "float32",
-        "type in which sharded parameters travel. bfloat16 halves that, and rounds norms and "
-        "decay rates too",
+    param_gather_dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto",
+        "type in which sharded parameters travel. auto: matrices that are multiplied in bfloat16 "
+        "in that, all else in float32, which changes no number; bfloat16: all, which rounds norms, "
+        "decay rates and gradients too",
     )
     cpu_offload: bool = setting(
         False, "keep shards of parameters, gradients and optimizer in the host's memory"
