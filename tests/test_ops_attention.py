@@ -240,26 +240,20 @@ def test_keys_before_the_row_are_those_of_its_first_document(packed, window):
         torch.testing.assert_close(found, one[:, before:]), "as in the whole row"
 
 
-@pytest.mark.parametrize("takes_groups", [True, False])
-def test_varlen_attention_of_every_torch_gets_heads_that_it_takes(monkeypatch, takes_groups):
-    """That of torch 2.11 has no grouped heads, so keys and values are repeated; newer ones
-    take grouped heads."""
+@pytest.mark.parametrize("heads, is_grouped", [(4, True), (2, False)])
+def test_varlen_attention_is_asked_for_grouped_heads(monkeypatch, heads, is_grouped):
     from torch.nn.attention import varlen
 
     calls = []
 
-    def of_2_11(q, k, v, *ends, scale, window_size):
-        calls.append((q.shape, k.shape, v.shape))
-        return q
-
-    def newer(q, k, v, *ends, scale, window_size, enable_gqa=False):
+    def watched(q, k, v, *ends, scale, window_size, enable_gqa=False):
         calls.append((k.shape[1], enable_gqa))
         return q
 
-    monkeypatch.setattr(varlen, "varlen_attn", newer if takes_groups else of_2_11)
-    q = torch.zeros(2, 8, 4, 16)
+    monkeypatch.setattr(varlen, "varlen_attn", watched)
+    q = torch.zeros(2, 8, heads, 16)
     k_ND = torch.arange(2.0)[None, :, None].expand(16, 2, 16)
     ends = torch.tensor([0, 8, 16], dtype=torch.int32)
     o = module.varlen(q, k_ND, k_ND, (ends, ends), (8, 8), None, None)
     assert o.shape == q.shape
-    assert calls == ([(2, True)] if takes_groups else [((16, 4, 16),) * 3])
+    assert calls == [(2, is_grouped)]

@@ -20,9 +20,6 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 TOKENS_DIM = 1
-# torch 2.13's names; before, the same had others
-ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 _groups: dict[
     str, dist.ProcessGroup
 ] = {}  # operators take tensors, numbers and words: a group goes by its name
@@ -64,7 +61,7 @@ def gathered(x: Tensor, group: str) -> Tensor:
     """The tokens of all processes side by side."""
     mine = x.movedim(TOKENS_DIM, 0).contiguous()
     whole = mine.new_empty(len(mine) * _groups[group].size(), *mine.shape[1:])
-    ALL_GATHER(whole, mine, group=_groups[group])
+    dist.all_gather_single(whole, mine, group=_groups[group])
     return tokens_second(whole)
 
 
@@ -81,7 +78,7 @@ def scattered(x: Tensor, group: str) -> Tensor:
         "tokens of a row divide the processes that share it"
     )
     mine = parts.new_empty(len(parts) // _groups[group].size(), *parts.shape[1:])
-    REDUCE_SCATTER(mine, parts, group=_groups[group])
+    dist.reduce_scatter_single(mine, parts, group=_groups[group])
     return tokens_second(mine)
 
 

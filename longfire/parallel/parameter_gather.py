@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from longfire.ops.linear import Linear
-from longfire.parallel.collectives import ALL_GATHER
 from longfire.row_shards import local
 
 ALIGNMENT_BYTES = 16  # of what one process sends: fp32 numbers begin at multiples of 4
@@ -73,7 +72,7 @@ class RoundedGather:
         sent = received[group.rank()]
         for span, place in self.places(sent[None]):
             place.copy_(input_tensor[None, span.begin : span.end])
-        ALL_GATHER(received.view(-1), sent, group=group)
+        dist.all_gather_single(received.view(-1), sent, group=group)
         output = output_tensor.view(processes, -1)
         for span, place in self.places(received):
             output[:, span.begin : span.end].copy_(place)

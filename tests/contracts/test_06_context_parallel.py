@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -220,7 +221,6 @@ def test_random_cuts_and_documents(name, tokens, layout, documents, count):
 
 def sent(rank: int, names: list[str], tokens: int) -> list[int]:
     """Bytes that this process gives to collectives in a forward and its backward of each model; parameters are not among them."""
-    from longfire.parallel import collectives
 
     given: list[int] = []
 
@@ -231,9 +231,8 @@ def sent(rank: int, names: list[str], tokens: int) -> list[int]:
 
         return call
 
-    collectives.ALL_GATHER, collectives.REDUCE_SCATTER = map(
-        counted, (collectives.ALL_GATHER, collectives.REDUCE_SCATTER)
-    )
+    dist.all_gather_single = counted(dist.all_gather_single)
+    dist.reduce_scatter_single = counted(dist.reduce_scatter_single)
     mesh = Mesh.of_degrees({"cp": 2}, "cpu")
     for name in names:
         given.append(0)

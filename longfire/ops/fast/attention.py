@@ -4,10 +4,6 @@ What the kernels cannot see is left out by cutting, not by a mask of T x T: docu
 windows in blocks of queries with the keys that the block can see.
 """
 
-from collections.abc import Callable
-from inspect import signature
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -143,24 +139,19 @@ def varlen(
     of the keys) of the sequences laid end to end. A document's queries are its last tokens."""
     from torch.nn.attention.varlen import varlen_attn  # takes 2 s: it imports the compiler
 
-    grouped: dict[str, Any] = {}
-    groups = q.shape[2] // k_ND.shape[1]
-    if groups > 1 and takes_groups(varlen_attn):
-        grouped["enable_gqa"] = True
-    elif groups > 1:
-        k_ND = k_ND.repeat_interleave(groups, 1)
-        v_ND = v_ND.repeat_interleave(groups, 1)
     seen = (-1 if window is None else window - 1, 0)  # keys before and after a query
     o = varlen_attn(
-        q.flatten(0, 1), k_ND, v_ND, *ends, *longest, scale=scale, window_size=seen, **grouped
+        q.flatten(0, 1),
+        k_ND,
+        v_ND,
+        *ends,
+        *longest,
+        scale=scale,
+        window_size=seen,
+        enable_gqa=q.shape[2] > k_ND.shape[1],
     )
     assert isinstance(o, Tensor), "no log-sum-exp was asked for"
     return o.unflatten(0, (len(q), -1))
-
-
-def takes_groups(varlen_attn: Callable[..., object]) -> bool:
-    """Whether this torch's varlen attention has grouped heads; that of 2.11 has not."""
-    return "enable_gqa" in signature(varlen_attn).parameters
 
 
 def has_varlen_kernel(q: Tensor, v: Tensor) -> bool:

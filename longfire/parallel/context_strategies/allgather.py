@@ -6,11 +6,12 @@ Nothing hides what these take.
 
 from collections.abc import Callable, Iterator
 
+import torch.distributed as dist
 from torch import Tensor
 
 from longfire.ops.linear import working_dtype
 from longfire.parallel import cost
-from longfire.parallel.collectives import ALL_GATHER, REDUCE_SCATTER, group_known_as
+from longfire.parallel.collectives import group_known_as
 from longfire.parallel.context_cost import (
     BYTES,
     FULL,
@@ -83,7 +84,7 @@ def all_at_once(kv: Tensor, processes: Processes) -> Iterator[tuple[int, Tensor]
     everyones = kv[None]
     if processes.size > 1:
         everyones = kv.new_empty(processes.size, kv.numel())
-        ALL_GATHER(everyones.view(-1), kv, group=group_known_as(processes.group))
+        dist.all_gather_single(everyones.view(-1), kv, group=group_known_as(processes.group))
         work.sent_bytes += kv.nbytes * (processes.size - 1)
     for hop in range(processes.size):
         yield processes.away(-hop), everyones[processes.away(-hop)]
@@ -102,6 +103,6 @@ def scattered_home(
     if processes.size == 1:
         return d_everyones[0]
     d_kv = d_everyones.new_empty(kv.numel())
-    REDUCE_SCATTER(d_kv, d_everyones.view(-1), group=group_known_as(processes.group))
+    dist.reduce_scatter_single(d_kv, d_everyones.view(-1), group=group_known_as(processes.group))
     work.sent_bytes += d_kv.nbytes * (processes.size - 1)
     return d_kv
