@@ -19,6 +19,7 @@ from longfire.data.batch import Batch
 from longfire.initialise import build, initialise, keyed_generator
 from longfire.loss import loss_sum, losses
 from longfire.mixers import MIXERS
+from longfire.mixers.attention import Attention
 from longfire.model import Model
 from longfire.ops.documents import Documents
 from longfire.ops.sequence_noise import row_noise
@@ -27,6 +28,7 @@ from longfire.parallel.mesh import Mesh
 from longfire.parallel.remat import save_memory
 from longfire.parallel.sharding import local, sharding_of, slices_of
 from longfire.parallel.tensor import add_up_partial_gradients, split
+from longfire.parallel.tensor_modules import OneHeadLinear
 from longfire.parallel.tensor_refusals import refusals
 
 LENGTHS = (
@@ -167,9 +169,15 @@ def assert_nothing_is_left_whole(model: Model) -> None:
                     n for n, _ in region.named_parameters() if n == role or n.startswith(f"{role}.")
                 }
                 named = {n for n in named if not (kind.endswith("row") and n.endswith(".bias"))}
-                expected |= {f"layers.{layer}.{place}.{n}" for n in named if kind != "replicate"}
+                if kind == "replicate" or (kind == "kv_head" and one_kv_head(region)):
+                    continue
+                expected |= {f"layers.{layer}.{place}.{n}" for n in named}
     whole = {name for name in expected if sharding_of(model, name).split is None}
     assert not whole, f"{whole} should have been split"
+
+
+def one_kv_head(attention: Attention) -> bool:
+    return isinstance(attention.k_proj, OneHeadLinear)
 
 
 def check(
@@ -271,6 +279,27 @@ OTHER_SETTINGS = [
 )
 def test_two_processes_share_what_other_settings_make(mixer, settings):
     in_processes(2, check, model_config_of(mixer, mixers={mixer: settings}), {"tp": 2}, True)
+
+
+KV_HEADS = [
+    # processes, query heads, key/value heads
+    (2, 4, 1),
+    (4, 8, 2),
+    (4, 4, 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("tp", "heads", "kv_heads", "sequence_parallel"),
+    slow_unless(
+        lambda tp, heads, kv_heads, sequence_parallel: tp == 4 and kv_heads == 2,
+        [(*counts, sequence) for counts in KV_HEADS for sequence in (False, True)],
+    ),
+)
+def test_several_processes_make_one_key_value_head(tp, heads, kv_heads, sequence_parallel):
+    given = {"num_heads": heads, "num_kv_heads": kv_heads, "qk_norm": True, "qkv_bias": True}
+    shape = model_config_of("attention", mixers={"attention": given})
+    in_processes(tp, check, shape, {"tp": tp}, sequence_parallel)
 
 
 BLOCKS = {

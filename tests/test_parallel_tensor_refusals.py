@@ -18,9 +18,15 @@ from longfire.parallel.tensor_refusals import refusals
     [
         (
             "attention",
-            {},
+            {"mixers": {"attention": {"num_heads": 12, "num_kv_heads": 3}}, "hidden_size": 48},
             64,
-            "must divide the 2 kv_heads of attention.*a divisor of 2, or change num_kv_heads",
+            "must divide the 3 kv_heads of attention.*a divisor of 3, or change num_kv_heads",
+        ),
+        (
+            "gla",
+            {"mixers": {"gla": {"num_heads": 4, "num_kv_heads": 2}}},
+            64,
+            "must divide the 2 kv_heads of gla.*a divisor of 2, or change num_kv_heads",
         ),
         ("hgrn2", {}, 64, "the 2 heads of hgrn2.*change expand_ratio"),
         (

@@ -158,8 +158,8 @@ class Attention(Mixer):
     Config = AttentionConfig
     roles = {
         "q_proj": "column",
-        "k_proj": "column",
-        "v_proj": "column",
+        "k_proj": "kv_head",
+        "v_proj": "kv_head",
         "o_proj": "row",
         "q_norm": "replicate",
         "k_norm": "replicate",

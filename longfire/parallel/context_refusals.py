@@ -55,7 +55,7 @@ def refusals(
     for name, part in softmax.items():
         asked = parallelism.context_parallel_strategy
         heads = part.heads // tp
-        kv_heads = part.kv_heads // tp
+        kv_heads = max(1, part.kv_heads // tp)
         if why := strategy_named(asked).refusal(name, heads, kv_heads, (cp,)):
             yield why
 

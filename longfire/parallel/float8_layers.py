@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # Role -> the dim of the weight that tensor parallelism splits
 SPLIT_DIMS: dict[str, Dim] = {
     "column": "outputs",
+    "kv_head": "outputs",
     "head": "outputs",
     "halves": "outputs",
     "row": "inputs",

@@ -34,11 +34,12 @@ from longfire.parallel.sharding import (
 from longfire.parallel.tensor_group import TensorGroup
 from longfire.parallel.tensor_modules import (
     REPLACED_ROLES,
+    OneHeadLinear,
     SharedEmbedding,
     SharedHead,
     with_communication,
 )
-from longfire.parallel.tensor_roles import named_regions, split_leaves
+from longfire.parallel.tensor_roles import named_regions, shares_kv_heads, split_leaves
 
 if TYPE_CHECKING:
     from longfire.mixers.mixer import Mixer
@@ -90,18 +91,30 @@ def split(
 
 def split_region(region: "Mixer | MLP", tp_group: TensorGroup) -> None:
     """Split a mixer or an MLP as its roles say."""
-    for leaf, dim, parts in split_leaves(region):
+    for leaf, dim, parts in split_leaves(region, tp_group.size):
         keep_range(region, leaf, dim, tp_group, parts)
+    if shares_kv_heads(region, tp_group.size):
+        keep_one_kv_head(region, tp_group)
     for name, role in region.roles.items():
         if role in REPLACED_ROLES and has(region, name):
             own = region.get_submodule(name)
             replace_module(region, name, with_communication(own, role, tp_group))
     for count in region.divided:
-        setattr(region, count, getattr(region, count) // tp_group.size)
+        setattr(region, count, max(1, getattr(region, count) // tp_group.size))
     if hasattr(region, "heads"):
         region.first_head = tp_group.rank * region.heads
     if hasattr(region, "tokens_from") and region.context and tp_group.sequence_parallel:
         cast("MLP", region).tokens_from = tp_group.size  # a Mixer has none
+
+
+def keep_one_kv_head(region: "Mixer | MLP", tp_group: TensorGroup) -> None:
+    """Let the matrices of keys and values, whole in every process, make the head that the queries
+    of this one see."""
+    head = tp_group.rank * region.kv_heads // tp_group.size
+    for name, role in region.roles.items():
+        if role == "kv_head":
+            own = cast(nn.Linear, region.get_submodule(name))
+            replace_module(region, name, OneHeadLinear(own, head, region.kv_heads))
 
 
 def has(region: nn.Module, name: str) -> bool:

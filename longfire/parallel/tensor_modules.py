@@ -35,6 +35,26 @@ class RowLinear(Linear):
         return y + self.bias.to(y.dtype)
 
 
+class OneHeadLinear(Linear):
+    """A matrix that makes some heads, of which a process needs one. Every process has the whole
+    matrix, and a part of its gradient."""
+
+    def __init__(self, own: nn.Linear, head: int, heads: int) -> None:
+        with torch.device("meta"):
+            super().__init__(own.in_features, own.out_features, bias=own.bias is not None)
+        self.weight = own.weight
+        self.bias = own.bias
+        size = own.out_features // heads
+        self.rows = slice(head * size, (head + 1) * size)
+
+    def product(self, x: Tensor, bias_W: Tensor | None = None) -> Tensor:
+        if bias_W is not None:
+            bias_W = bias_W[self.rows]
+        if self.float8 is not None:
+            return self.float8.linear(x, self.weight[self.rows], bias_W)
+        return linear(x, self.weight[self.rows], bias_W)
+
+
 class SharedRMSNorm(RMSNorm):
     """A norm over the channels of all processes."""
 

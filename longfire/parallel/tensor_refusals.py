@@ -3,7 +3,13 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from longfire.parallel.tensor_roles import ROLES, leaves, named_regions, split_leaves
+from longfire.parallel.tensor_roles import (
+    ROLES,
+    leaves,
+    named_regions,
+    shares_kv_heads,
+    split_leaves,
+)
 
 if TYPE_CHECKING:
     from longfire.mixers.mixer import Mixer
@@ -77,13 +83,15 @@ def why_not_shared(
     counts_are_divided = True
     for what in region.divided:
         count = getattr(region, what)
+        if what == "kv_heads" and shares_kv_heads(region, tp):
+            continue
         if count % tp:
             counts_are_divided = False
             yield (
                 f"{degree} must divide the {count} {what} of {name}, since a process has whole "
                 f"ones; set it to a divisor of {count}, or change {region.divided[what]} {where}"
             )
-    for leaf, dim, parts in split_leaves(region):
+    for leaf, dim, parts in split_leaves(region, tp):
         size = region.get_parameter(leaf).shape[dim] // parts
         if size % tp and counts_are_divided:
             yield (

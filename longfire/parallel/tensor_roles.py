@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # things; 0: every process has the whole
 ROLES = {
     "column": 1,
+    "kv_head": 1,
     "head": 1,
     "halves": 2,
     "norm": 1,
@@ -32,13 +33,13 @@ def named_regions(model: "Model") -> Iterator[tuple["Mixer | MLP", str]]:
             yield block.mlp, f"mlp {mlp}"
 
 
-def split_leaves(region: "Mixer | MLP") -> list[tuple[str, int, int]]:
-    """Parameters that the roles split: name, dim, and equal parts of it that are split each by
-    itself."""
+def split_leaves(region: "Mixer | MLP", tp: int) -> list[tuple[str, int, int]]:
+    """Parameters that the roles split over tp processes: name, dim, and equal parts of it that are
+    split each by itself."""
     found: list[tuple[str, int, int]] = []
     for name, role in region.roles.items():
         parts = ROLES[role]
-        if not parts:
+        if not parts or (role == "kv_head" and shares_kv_heads(region, tp)):
             continue
         for leaf in leaves(region, name):
             # the bias of a row matrix is added to the sum of what all have made
@@ -46,6 +47,15 @@ def split_leaves(region: "Mixer | MLP") -> list[tuple[str, int, int]]:
                 continue
             found.append((leaf, int(role in ROWS), parts))
     return found
+
+
+def shares_kv_heads(region: "Mixer | MLP", tp: int) -> bool:
+    """Whether several of tp processes have queries of one key/value head, which each of them
+    makes."""
+    if "kv_head" not in region.roles.values():
+        return False
+    kv_heads = region.kv_heads
+    return kv_heads < tp and tp % kv_heads == 0
 
 
 def leaves(region: nn.Module, name: str) -> list[str]:

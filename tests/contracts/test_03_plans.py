@@ -239,6 +239,15 @@ def test_no_plan_changes_a_step_of_a_model_with_other_settings(plan, changes):
     assert_changes_nothing(HYBRID, PLANS[plan], changes=changes)
 
 
+ONE_KV_HEAD = {"mixers": {"attention": {"num_heads": 4, "num_kv_heads": 1, "qk_norm": True}}}
+KV_HEAD_PLANS = ["fsdp 2 x tp 2", "tp 2", "pp 2 x fsdp 2 x tp 2", "cp 2 x tp 2"]
+
+
+@pytest.mark.parametrize("plan", slow_unless(lambda plan: plan == "fsdp 2 x tp 2", KV_HEAD_PLANS))
+def test_a_key_value_head_that_several_processes_make_changes_no_step(plan):
+    assert_changes_nothing(("attention", "attention"), PLANS[plan], changes=ONE_KV_HEAD)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", ["tp 2, sequence", "fsdp 2 x tp 2", "cp 2"])
 @pytest.mark.parametrize("mixer", ["gla", "gsa", "linear_attention", "retention"])
