@@ -81,8 +81,8 @@ def test_matrices_are_chosen_by_role_and_size():
     }
     of_attention = {
         "q_proj": "column",
-        "k_proj": "column",
-        "v_proj": "column",
+        "k_proj": "kv_head",
+        "v_proj": "kv_head",
         "o_proj": "row",
     }
     of_mlp = {"gate_proj": "column", "up_proj": "column", "down_proj": "row"}

@@ -70,9 +70,8 @@ class BlockPart(nn.Module):
     Config:         frozen dataclass of its own settings (a config's `"gla": {...}`), with
                     `check(hidden_size)`
     roles:          how tensor parallelism splits each submodule or parameter (parallel/tensor.py):
-                      column     a matrix's outputs, and its bias; halves: of two side by side;
-                                 kv_head: of key/value heads, which several processes may need
-                      head       rows of anything that has some for each head
+                      column     a matrix's outputs, and its bias; halves: of two side by side
+                      head       rows of anything for each head; kv_head: a matrix of key/value ones
                       row        a matrix's inputs, all parts added up: the end (init_outputs);
                                  inner_row: in its middle
                       norm       a norm over channels of all heads; replicate: every process has it
