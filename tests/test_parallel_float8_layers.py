@@ -94,7 +94,7 @@ def test_matrices_are_chosen_by_role_and_size():
     assert choice.left_out == {"head": "head", "layers.0.mixer.gk_proj.0": "replicate"}
     assert choice.describe(EMULATED) == (
         "16 of 18 matrices (tensorwise, emulated: 8-bit numbers are multiplied in fp32): "
-        "12 column, 4 row; others: 1 replicate, 1 head"
+        "10 column, 4 row, 2 kv_head; others: 1 replicate, 1 head"
     )
 
 
