@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUN     = $(VENV)/bin/longfire
 
-.PHONY: train test test-all lint house bench story reference docs triton null-gpu null-gpu-table null-gpu-check install clean
+.PHONY: train test test-all lint house bench story reference docs triton null-gpu null-gpu-table null-gpu-check newest-torch install clean
 
 train: install                       ## real text -> tokenizer -> model -> evaluation -> Hugging Face weights -> report
 	$(RUN) train recipes/quickstart.toml
@@ -39,6 +39,21 @@ $(VENV)/.docs: $(VENV)/.installed
 triton: install                      ## our Triton kernels in Triton's interpreter, on the CPU
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps triton
 	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest tests/triton_interpreter
+
+# The oldest torch that is supported is that of constraints.txt; this is the newest. It is a CUDA build, so both kinds of tests run.
+NEWEST_TORCH  ?= 2.14.1
+NEWEST         = .newest-torch
+
+newest-torch: $(NEWEST)/venv/.installed    ## make test and make null-gpu with the newest torch that is supported
+	$(NEWEST)/venv/bin/python -m pytest -m "not slow and not matrix" -n 2
+	PYTHONPATH=$(CURDIR) $(NEWEST)/venv/bin/python tests/null_gpu/start.py $(NEWEST) -m pytest tests/null_gpu
+
+$(NEWEST)/venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(NEWEST)/venv
+	grep -v '^torch==\|^triton==' constraints.txt > $(NEWEST)/constraints.txt
+	$(NEWEST)/venv/bin/python -m pip install --quiet --constraint $(NEWEST)/constraints.txt torch==$(NEWEST_TORCH)
+	$(NEWEST)/venv/bin/python -m pip install --quiet --constraint $(NEWEST)/constraints.txt --editable '.[dev,cuda]'
+	touch $@
 
 # A stand-in for a GPU (tests/null_gpu/README.md): torch with CUDA, in an environment of its own.
 NULL_GPU   ?= .null-gpu

@@ -53,6 +53,7 @@ PLANS = {
     "fsdp 4": Plan({"dp_shard": 4}),
     "fsdp 8": Plan({"dp_shard": 8}),
     "hsdp 2x2": Plan({"dp_replicate": 2, "dp_shard": 2}),
+    "one, offloaded": Plan({"dp_shard": 1}, {"cpu_offload": True}),
     "fsdp 2, offloaded": Plan({"dp_shard": 2}, {"cpu_offload": True}),
     "fsdp 2, never resharded": Plan({"dp_shard": 2}, {"reshard_after_forward": "never"}),
     "tp 2": Plan({"tp": 2}, {"sequence_parallel": False}),

@@ -28,6 +28,7 @@ RULES = (
     Rule(processes.of_context_settings, "trained"),
     Rule(processes.of_sharding_settings, "trained"),
     Rule(processes.of_several_processes, "trained"),
+    Rule(processes.of_parameters_in_pieces, "trained"),
     Rule(steps.of_batch, "trained"),
     Rule(steps.of_decay, "trained"),
     Rule(steps.of_drops, "trained"),

@@ -86,7 +86,7 @@ def parallelize(
     if compiled:
         for block in model.layers:
             block.compile(dynamic=False)
-    if mesh.size(*DATA, "cp") > 1:
+    if mesh.size(*DATA, "cp") > 1 or parallelism.cpu_offload:
         shard(model, mesh, parallelism)
     return model
 
@@ -104,7 +104,7 @@ def shard(
     7). What is outside the blocks, the head among it, stays gathered from the forward to its
     backward, because the loss uses it.
     """
-    assert mesh.shards is not None, "several processes have a mesh"
+    assert mesh.shards is not None, "several processes have a mesh, and one that offloads"
     axes = ("dp_replicate", "shards") if mesh.size("dp_replicate") > 1 else ("shards",)
     data_mesh = mesh.shards[axes]
     narrow = parallelism.param_gather_dtype == "bfloat16"
@@ -159,10 +159,11 @@ def sharded(model: "Model") -> list[FSDPModule]:
 
 def sync_gradients(model: "Model", mesh: Mesh, last: bool) -> None:
     """Before a micro-batch's backward: shards are summed after every one, replicas after the last
-    only, since whole gradients are at hand to wait with. (The schedule of a pipeline does this
-    itself.)"""
+    only, since whole gradients are at hand to wait with; where parameters are kept elsewhere, so
+    are gradients, after every one. (The schedule of a pipeline does this itself.)"""
+    is_offloaded = next(model.parameters()).device != device_of(model)
     for module in sharded(model):
-        if mesh.size(*SHARDS) == 1:
+        if mesh.size(*SHARDS) == 1 and not is_offloaded:
             module.set_requires_gradient_sync(last, recurse=False)
         else:
             module.set_requires_all_reduce(last, recurse=False)

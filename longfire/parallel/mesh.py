@@ -38,8 +38,8 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Mesh:
-    """degrees: processes along each axis. Without a device mesh (one process) every sum is what it
-    is given.
+    """degrees: processes along each axis. Without a device mesh (one process that offloads nothing)
+    every sum is what it is given.
 
     shards: the same processes, those along dp_shard and cp as one axis, "shards".
     """
@@ -76,6 +76,11 @@ class Mesh:
     def size(self, *axes: str) -> int:
         """Processes along these axes together; of all without a name."""
         return prod(self.degrees[axis] for axis in axes or AXES)
+
+    @property
+    def has_whole_parameters(self) -> bool:
+        """Whether parameters are plain tensors, neither shared by processes nor offloaded."""
+        return self.device_mesh is None
 
     def rank(self, *axes: str) -> int:
         """This process's number among them, the last axis counting fastest."""
@@ -169,15 +174,40 @@ class ElsewhereError(UserError):
 ALONE = Mesh()
 
 
+def backend_of(device: torch.device) -> str:
+    """What carries collectives. Tensors of the host go through gloo also where the device has
+    NCCL: flags and counts need not wait for it."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+@contextmanager
+def group_of_one(device: torch.device) -> Iterator[None]:
+    """torch's process group for a process that is alone."""
+    store = dist.HashStore()
+    dist.init_process_group(backend_of(device), store=store, rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 @contextmanager
 def joined(
     world: launch.World,
     degrees: Mapping[str, int],
     comm: settings.Comm,
     device: torch.device,
+    offloads: bool = False,
 ) -> Iterator[Mesh]:
     """The mesh of the run, while its processes are joined. Raises TrainingError when they cannot
-    meet, or lose each other."""
+    meet, or lose each other.
+
+    offloads: FSDP2 moves parameters from the host and back, which asks for a group of processes
+    also where there is one."""
+    if world.size == 1 and offloads:
+        with group_of_one(device):
+            yield Mesh.of_degrees(degrees, device.type)
+        return
     if world.size == 1:
         yield Mesh(degrees)
         return
@@ -188,9 +218,7 @@ def joined(
     if comm.trace_buf_size:
         launch.record_collectives(comm.trace_buf_size)
     try:
-        # tensors of the host go through gloo also where the device has NCCL: flags and counts need
-        # not wait for it
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        backend = backend_of(device)
         with launch.Watchdog(
             comm,
             "to join the other processes",

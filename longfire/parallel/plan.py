@@ -71,4 +71,5 @@ def reshards(parallelism: Parallelism, pp: int, shards: int) -> bool:
     (reshard_after_forward). shards: processes that parameters are cut over, along dp_shard and
     cp."""
     asked = parallelism.reshard_after_forward
-    return asked == "always" or (asked == "auto" and pp == 1 and shards > 1)
+    comes_from_elsewhere = shards > 1 or parallelism.cpu_offload
+    return asked == "always" or (asked == "auto" and pp == 1 and comes_from_elsewhere)

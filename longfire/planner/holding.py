@@ -96,8 +96,8 @@ class Shards:
         self.names = names
         self.group = group
         self.offload = settings.cpu_offload
-        self.wrapped = plan.data * plan.cp > 1
-        self.sharded = plan.shards > 1
+        self.wrapped = plan.data * plan.cp > 1 or self.offload
+        self.sharded = plan.shards > 1 or self.offload
         self.each = 2 if settings.param_gather_dtype == "bfloat16" else 4
         self.copies = 2.5 if gathers_rounded else 2.0  # of a block while it runs
         self.stays = not reshards(settings, plan.pp, plan.shards)

@@ -200,6 +200,7 @@ def parts_of_step(
         "network": network,
         "pipeline bubble": (compute + uneven + network) * idle / (1 - idle),
         "activations to the host and back": offload_seconds(measured, plan),
+        "parameters from the host": parameter_copy_seconds(measured, plan, compute),
         "optimizer": cost.optimizer_seconds(
             most_numbers(measured, plan),
             measured.device,
@@ -218,6 +219,21 @@ def offload_seconds(measured: MeasuredRun, plan: Plan) -> float:
         kept = sum(measured.part(plan, name, here).kept_on_host for name in names)
         slowest = max(slowest, 2 * kept * plan.microbatches / cost.HOST_LINK)
     return slowest
+
+
+def parameter_copy_seconds(measured: MeasuredRun, plan: Plan, compute: float) -> float:
+    """With cpu_offload, what a step waits for shards of parameters that come from the host and
+    gradients that go there, beside the one copy of each that is counted with the optimizer. Copies
+    run behind `compute` seconds."""
+    parallelism = measured.run.parallelism
+    if not parallelism.cpu_offload:
+        return 0.0
+    gathers = 1
+    if reshards(parallelism, plan.pp, plan.shards):
+        gathers = 2 * plan.microbatches
+    copies = gathers - 1 + plan.microbatches - 1
+    seconds = copies * MASTER_BYTES * most_numbers(measured, plan) / cost.HOST_LINK
+    return max(0.0, seconds - compute)
 
 
 def network_seconds(

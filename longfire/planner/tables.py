@@ -21,7 +21,7 @@ from longfire.plural import counted
 FILE_WIDTH = 130  # of tables that go to a file or a pipe
 SHOWN = 8  # groups of ranks
 # parts of a step that are shown only where they take time
-RARE = ("uneven rows", "activations to the host and back")
+RARE = ("uneven rows", "activations to the host and back", "parameters from the host")
 HELD = ("parameters", "gradients", "optimizer", "activations", "gathered", "logits")
 
 

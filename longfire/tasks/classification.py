@@ -183,8 +183,8 @@ class ClassificationTask(Task):
         return results
 
     def last_model(self, state: State) -> Model:
-        """The trained model; where several processes share it, that of the last checkpoint."""
-        if state.mesh.size() == 1:
+        """The trained model; where its parameters are shards, that of the last checkpoint."""
+        if state.mesh.has_whole_parameters:
             return state.model
         weights = load_model_weights(
             self.run.folder / self.run.checkpoint.folder / f"step-{state.step}"

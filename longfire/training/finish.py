@@ -31,7 +31,9 @@ def finish(run: Run, state: State, task: Task, results: Results) -> None:
         logger.info(task.result_line(source, numbers))
     failures: list[UserError] = []
     try:
-        with averages_in_place(state.optimizer, run.uses_average and state.mesh.size() == 1):
+        with averages_in_place(
+            state.optimizer, run.uses_average and state.mesh.has_whole_parameters
+        ):
             for part in (task.write_export, task.write_sample):
                 try:
                     outputs |= part(state)

@@ -49,7 +49,13 @@ def train(run: Run, now: Callable[[], float] = time.perf_counter) -> int:
     check_float8(run.float8, device)
     stop = StopRequest()
     with (
-        joined(run.world, run.degrees, run.comm, device) as mesh,
+        joined(
+            run.world,
+            run.degrees,
+            run.comm,
+            device,
+            run.parallelism.cpu_offload,
+        ) as mesh,
         entered_by_rank_0(mesh, begun(run)),
         opened(task_named(run.job.task)(run, mesh, stop)) as task,
     ):

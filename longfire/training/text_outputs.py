@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 
 
 def last_model(run: Run, state: State) -> Model:
-    """The trained model; where several processes share it, that of the last checkpoint."""
-    if state.mesh.size() == 1:
+    """The trained model; where its parameters are shards, that of the last checkpoint."""
+    if state.mesh.has_whole_parameters:
         return state.model
     return open_model(run.folder, state.step, run.model.plugins).model
 

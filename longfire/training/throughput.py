@@ -40,7 +40,8 @@ def bench(run: Run, steps: int = 10) -> dict[str, float]:
     device = choose_device(run.training, run.world.local_rank)
     check_float8(run.float8, device)
     config = run.known_model_config.with_vocabulary(run.vocab_size)
-    with joined(run.world, run.degrees, run.comm, device) as mesh:
+    offloads = run.parallelism.cpu_offload
+    with joined(run.world, run.degrees, run.comm, device, offloads) as mesh:
         state = make_state(run, config, device, mesh=mesh)
         taken = measured(run, state, steps, Clock(device))
         peak, source = fastest_matmul_peak(device)

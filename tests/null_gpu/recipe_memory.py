@@ -85,7 +85,7 @@ def measure(recipe: Path, processes: int, device_name: str) -> dict[str, float]:
 
 def joined(run: Run, processes: int) -> Mesh:
     """The mesh of the recipe's plan, whose other processes are not there."""
-    if processes == 1:
+    if processes == 1 and not run.parallelism.cpu_offload:
         return ALONE
     dist.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())
     return Mesh.of_degrees(run.degrees, "cuda")

@@ -76,13 +76,33 @@ def of_sharding_settings(run: RunSettings) -> Iterator[str]:
     """Settings of sharded parameters are given only where some are sharded."""
     if run.data_processes * run.degrees["cp"] > 1:
         return
-    for key in ("cpu_offload", "param_gather_dtype"):
-        value = getattr(run.parallelism, key)
-        if value != getattr(settings.Parallelism, key):
+    value = run.parallelism.param_gather_dtype
+    if value != settings.Parallelism.param_gather_dtype:
+        yield (
+            f"parallelism.param_gather_dtype = {value!r} is about sharded parameters, but nothing "
+            "is sharded here: leave it out"
+        )
+
+
+def of_parameters_in_pieces(run: RunSettings) -> Iterator[str]:
+    """What needs the whole model, where a process has shards, or has them on the host."""
+    if run.world.size == 1 and not run.parallelism.cpu_offload:
+        return
+    reads_last_checkpoint = {
+        "checkpoint.export": run.checkpoint.export,
+        "eval.sample_prompt": run.eval.sample_prompt,
+    }
+    for key, wanted in reads_last_checkpoint.items():
+        if wanted and not run.checkpoint.enable_checkpoint:
             yield (
-                f"parallelism.{key} = {value!r} is about sharded parameters, but nothing is "
-                "sharded here: leave it out"
+                f"{key} reads the last checkpoint when several processes train, or with "
+                "parallelism.cpu_offload, but enable_checkpoint = false: set it to true"
             )
+    if run.distillation.teacher and run.parallelism.cpu_offload:
+        yield (
+            f"distillation.teacher = {run.distillation.teacher!r} is not supported with "
+            "parallelism.cpu_offload yet: set it to false"
+        )
 
 
 def of_several_processes(run: RunSettings) -> Iterator[str]:
@@ -107,16 +127,6 @@ def of_several_processes(run: RunSettings) -> Iterator[str]:
             yield (
                 f"{key} = {share} of {run.model_config_source}: the dropout of transformers "
                 "differs with the number of processes; set it to 0, or start one"
-            )
-    reads_last_checkpoint = {
-        "checkpoint.export": run.checkpoint.export,
-        "eval.sample_prompt": run.eval.sample_prompt,
-    }
-    for key, wanted in reads_last_checkpoint.items():
-        if wanted and not run.checkpoint.enable_checkpoint:
-            yield (
-                f"{key} reads the last checkpoint when several processes train, but "
-                "enable_checkpoint = false: set it to true"
             )
     if run.checkpoint.create_seed_checkpoint:
         yield (
