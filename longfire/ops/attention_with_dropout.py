@@ -37,6 +37,7 @@ FORMS: Forms[DroppingAttentionOp] = Forms(
     reference="longfire.ops.attention_with_dropout:attention_with_dropout_reference",
     torch="longfire.ops.fast.attention_with_dropout:attention_in_query_blocks",
     triton="longfire.ops.fast.attention_kernels:attention_by_kernels",
+    memory="longfire.ops.fast.triton_memory:attention",
 )
 
 

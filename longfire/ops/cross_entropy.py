@@ -68,9 +68,13 @@ FORMS: Forms[TensorFunction] = Forms(
     reference="longfire.ops.cross_entropy:linear_cross_entropy_reference",
     torch="longfire.ops.cross_entropy:linear_cross_entropy_in_chunks",
     triton="longfire.ops.cross_entropy:linear_cross_entropy_in_chunks",
+    memory="longfire.ops.cross_entropy:linear_cross_entropy_in_chunks",
 )
 LossOfLogits = Callable[[Tensor, Tensor, LossRules, Tensor | None], tuple[Tensor, Tensor]]
-KERNELS = LazyFunction[LossOfLogits]("longfire.ops.fast.loss_kernels:token_losses_of_logits")
+KERNELS = {
+    "triton": LazyFunction[LossOfLogits]("longfire.ops.fast.loss_kernels:token_losses_of_logits"),
+    "memory": LazyFunction[LossOfLogits]("longfire.ops.fast.triton_memory:token_losses"),
+}
 
 
 def linear_cross_entropy(
@@ -198,8 +202,9 @@ def token_losses(
     for hidden, labels in zip(hidden_ND.split(chunk_tokens), labels_N.split(chunk_tokens)):
         logits = hidden_ND.new_empty(len(hidden), len(weight), dtype=dtype)
         product(hidden.to(multiplied), weight.T, logits)
-        if chosen("linear_cross_entropy") == "triton":
-            nats, is_correct = KERNELS.get()(logits, labels, rules, None)
+        form = chosen("linear_cross_entropy")
+        if form in KERNELS:
+            nats, is_correct = KERNELS[form].get()(logits, labels, rules, None)
             losses.append(nats)
             greedy.append(is_correct)
             continue
@@ -282,7 +287,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         logits_buffer = chunk_buffer(weight, longest, dtype)
         d_logits_buffer = logits_buffer
         if (
-            chosen("linear_cross_entropy") == "triton"
+            chosen("linear_cross_entropy") in KERNELS
             and gives_fp32_sums(weight)
             and multiplied != dtype
         ):
@@ -341,9 +346,10 @@ def loss_of_chunk(
 ) -> Tensor:
     """Loss of a chunk by the form that runs. gradient_NW: takes the logits' gradient; it is the
     buffer of the logits themselves, or with our kernels one of another type."""
-    if chosen("linear_cross_entropy") != "triton":
+    form = chosen("linear_cross_entropy")
+    if form not in KERNELS:
         return loss_of_logits(logits_NW, labels_N, gradient_NW is not None, rules)
-    nats_N, is_correct_N = KERNELS.get()(logits_NW, labels_N, rules, gradient_NW)
+    nats_N, is_correct_N = KERNELS[form].get()(logits_NW, labels_N, rules, gradient_NW)
     if rules.correct is not None:
         rules.correct.add(is_correct_N)
     return nats_N.sum()

@@ -19,6 +19,7 @@ FORMS: Forms[RecurrenceOp] = Forms(
     reference="longfire.ops.delta_rule:delta_rule_reference",
     torch="longfire.ops.fast.delta_rule:delta_rule_chunkwise",
     fla="longfire.ops.fast.kernels:delta_rule",
+    memory="longfire.ops.fast.kernel_memory:delta_rule",
 )
 
 

@@ -19,6 +19,7 @@ FORMS: Forms[RecurrenceOp] = Forms(
     reference="longfire.ops.dplr:dplr_reference",
     torch="longfire.ops.fast.dplr:dplr_chunkwise",
     fla="longfire.ops.fast.kernels:dplr",
+    memory="longfire.ops.fast.kernel_memory:dplr",
 )
 
 

@@ -22,6 +22,7 @@ FORMS: Forms[RecurrenceOp] = Forms(
     reference="longfire.ops.linear_attention:linear_attention_reference",
     torch="longfire.ops.fast.linear_attention:linear_attention_chunkwise",
     fla="longfire.ops.fast.kernels:linear_attention",
+    memory="longfire.ops.fast.kernel_memory:linear_attention",
 )
 
 

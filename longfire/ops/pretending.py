@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_as_on_cuda = _only_shapes = False
+_as_on_cuda = _only_shapes = _with_kernels = False
 
 
 def as_on_cuda() -> bool:
@@ -18,15 +18,21 @@ def only_shapes() -> bool:
     return _only_shapes
 
 
+def with_kernels() -> bool:
+    """Whether ops hold what the kernels of fla and Triton hold, instead of our forms in torch."""
+    return _with_kernels
+
+
 @contextmanager
-def pretending_cuda(pretend: bool = True) -> Iterator[None]:
+def pretending_cuda(pretend: bool = True, kernels: bool = False) -> Iterator[None]:
     """Inside, fake tensors of the planner take the paths of a CUDA device that is not here (or, not
-    pretending, those of the CPU)."""
-    global _as_on_cuda, _only_shapes
-    before = _as_on_cuda, _only_shapes
+    pretending, those of the CPU). kernels: of one on which the kernels of fla and Triton run."""
+    global _as_on_cuda, _only_shapes, _with_kernels
+    before = _as_on_cuda, _only_shapes, _with_kernels
     _as_on_cuda = pretend
     _only_shapes = True
+    _with_kernels = pretend and kernels
     try:
         yield
     finally:
-        _as_on_cuda, _only_shapes = before
+        _as_on_cuda, _only_shapes, _with_kernels = before

@@ -15,6 +15,7 @@ FORMS: Forms[RecurrenceOp] = Forms(
     reference="longfire.ops.selective_scan:selective_scan_reference",
     torch="longfire.ops.fast.selective_scan:selective_scan_chunks",
     triton="longfire.ops.fast.scan_kernels:selective_scan_kernels",
+    memory="longfire.ops.fast.triton_memory:selective_scan",
 )
 
 

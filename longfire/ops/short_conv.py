@@ -15,6 +15,7 @@ FORMS: Forms[RecurrenceOp] = Forms(
     reference="longfire.ops.short_conv:short_conv_reference",
     torch="longfire.ops.fast.short_conv:short_conv_shifted",
     fla="longfire.ops.fast.kernels:short_conv",
+    memory="longfire.ops.fast.kernel_memory:short_conv",
 )
 
 

@@ -60,6 +60,7 @@ class MeasuredRun:
         self.run = run
         self.device = device
         self.as_cuda = as_cuda
+        self.kernels = as_cuda and run.model.kernels == "auto"
         self.processes = run.world.size
         self.seq_len = run.training.seq_len
         self.sequences = run.sequences_per_step
@@ -118,6 +119,7 @@ class MeasuredRun:
                 tp,
                 self.run.parallelism.sequence_parallel,
                 keeping,
+                self.kernels,
             )
         return self.meters[tp, seq_len]
 

@@ -92,7 +92,8 @@ class Meter:
     """Measures the parts of one process's share of a model, for sequences of `seq_len` tokens.
 
     as_cuda: fake tensors are on the CPU whatever they stand for; this leaves out what only a CPU
-    would do (ops.pretending.pretending_cuda).
+    would do (ops.pretending.pretending_cuda). kernels: ops hold what the kernels of fla and Triton
+    hold, which run on CUDA where `model.kernels` is auto.
     """
 
     def __init__(
@@ -104,11 +105,13 @@ class Meter:
         tp: int = 1,
         sequence_parallel: bool = True,
         keeping: Keeping = Keeping(),
+        kernels: bool = False,
     ) -> None:
         """model: the whole one, on meta; it stays as it is."""
         self.seq_len = seq_len
         self.chunk_tokens = chunk_tokens
         self.as_cuda = as_cuda
+        self.kernels = kernels
         native_bf16(torch.device("cpu"))  # may be measured, which fake tensors cannot do
         self.tp = tp
         self.sequence_parallel = sequence_parallel
@@ -151,7 +154,7 @@ class Meter:
         here = self.tokens_here(self.seq_len)
         enters = (rows, here, model.config.hidden_size), model.stream_dtype
         with (
-            pretending_cuda(self.as_cuda),
+            pretending_cuda(self.as_cuda, self.kernels),
             FakeTensorMode(allow_non_fake_inputs=True),
             torch.device("cpu"),
         ):
@@ -180,7 +183,7 @@ class Meter:
         if self.small.config.num_classes:
             return self.measured_head(rows, seq_len)
         tokens = rows * seq_len
-        with pretending_cuda(self.as_cuda):
+        with pretending_cuda(self.as_cuda, self.kernels):
             chunk = chunk_size(self.chunk_tokens, torch.device("cpu"))
         if tokens <= 2 * chunk or not self.as_cuda:
             return self.measured_head(1, tokens)
@@ -195,7 +198,7 @@ class Meter:
             model = share_of(copy.deepcopy(self.small), self.tp, self.sequence_parallel)
             size = rows, self.tokens_here(seq_len), model.config.hidden_size
             with (
-                pretending_cuda(self.as_cuda),
+                pretending_cuda(self.as_cuda, self.kernels),
                 FakeTensorMode(allow_non_fake_inputs=True),
                 torch.device("cpu"),
             ):
@@ -232,7 +235,7 @@ class Meter:
         tokens = 2 * self.tp
         of_kind: dict[int, LayerTraffic] = {}
         with (
-            pretending_cuda(self.as_cuda),
+            pretending_cuda(self.as_cuda, self.kernels),
             FakeTensorMode(allow_non_fake_inputs=True),
             torch.device("cpu"),
             torch.no_grad(),

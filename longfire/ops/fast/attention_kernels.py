@@ -19,6 +19,11 @@ from torch import Tensor
 from longfire.errors import SettingsError
 from longfire.ops.documents import Documents
 from longfire.ops.dropout import GOLDEN
+from longfire.ops.fast.triton_memory import (
+    rows_of_gradients,
+    shapes_of_attention,
+    visible_range,
+)
 
 BLOCK = 64  # queries, and keys, of a program
 BLOCK_OF_WIDE_HEADS = 32  # above MAX_NARROW numbers a head, so that blocks fit into shared memory
@@ -65,29 +70,6 @@ def attention_by_kernels(
         first_head,
     )
     return o_BTHV
-
-
-def visible_range(
-    noise_BT: Tensor, window: int | None, documents: Documents | None
-) -> tuple[Tensor, Tensor]:
-    """(B, T) int32: the first key that each query sees, and the end of the queries that see each
-    key. Both grow along a sequence."""
-    B, T = noise_BT.shape
-    place_BT = torch.arange(T, dtype=torch.int32, device=noise_BT.device).expand(B, T)
-    first_key_BT = torch.zeros_like(place_BT)
-    query_end_BT = torch.full_like(place_BT, T)
-    if documents is not None:
-        ids_BT = documents.ids_BT
-        is_new_BT = ids_BT.diff(dim=1, prepend=ids_BT[:, :1]) != 0
-        first_key_BT = torch.where(is_new_BT, place_BT, 0).cummax(1).values
-        is_last_BT = ids_BT.diff(dim=1, append=ids_BT[:, -1:]) != 0
-        ends_BT = torch.where(is_last_BT, place_BT + 1, T)
-        query_end_BT = ends_BT.flip(1).cummin(1).values.flip(1)
-    if window is not None:
-        window = min(window, T)  # a sum of int32
-        first_key_BT = torch.maximum(first_key_BT, place_BT - window + 1)
-        query_end_BT = torch.minimum(query_end_BT, place_BT + window)
-    return first_key_BT.int().contiguous(), query_end_BT.int().contiguous()
 
 
 @triton.jit
@@ -396,13 +378,6 @@ def attend(
     return o_BTHV, lse_BHT
 
 
-def shapes_of_attention(q_BTHK: Tensor, v_BTGV: Tensor) -> tuple[Tensor, Tensor]:
-    """The results of `attend`, without numbers."""
-    B, T, H, _ = q_BTHK.shape
-    o_BTHV = q_BTHK.new_empty(B, T, H, v_BTGV.shape[-1])
-    return o_BTHV, q_BTHK.new_empty(B, H, T, dtype=torch.float32)
-
-
 @attend.register_fake
 def attend_shapes(
     q_BTHK: Tensor,
@@ -433,7 +408,7 @@ def attend_backward(
     B, T, H, K = q_BTHK.shape
     G = k_BTGK.shape[2]
     d_o_BTHV = d_o_BTHV.contiguous()
-    delta_BHT = (d_o_BTHV.float() * o_BTHV.float()).sum(-1).transpose(1, 2).contiguous()
+    delta_BHT = rows_of_gradients(d_o_BTHV, o_BTHV)
     found = [torch.empty_like(x) for x in (q_BTHK, k_BTGK, v_BTGV)]
     named = {"scale": scale, "first_head": first_head} | sizes(q_BTHK, v_BTGV, dropout)
     blocks = triton.cdiv(T, block_of(K, v_BTGV.shape[-1]))

@@ -1,15 +1,12 @@
-"""fla's Triton kernels (fla-core 0.6.0) behind our signatures: rows, documents and states in our
-meaning.
+"""fla's Triton kernels (fla-core 0.6.0) behind our signatures (kernel_calls.py).
 
 Imported only where `choose` found fla and CUDA. No machine of the everyday tests has a GPU:
 `longfire doctor` is the test of this file.
 """
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from fla.modules.causal_conv1d import causal_conv1d
 from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 from fla.ops.generalized_delta_rule import chunk_dplr_delta_rule
@@ -18,152 +15,37 @@ from fla.ops.kda import chunk_kda
 from fla.ops.simple_gla import chunk_simple_gla
 from torch import Tensor
 
-from longfire.ops.documents import Documents
-from longfire.ops.linear_attention import for_heads_of
+from longfire.ops.fast import kernel_calls
+from longfire.ops.fast.kernel_calls import FlaFunctions
 
 
-def linear_attention(
-    q_BTHK: Tensor,
-    k_BTHK: Tensor,
-    v_BTHV: Tensor,
-    g: Tensor | None = None,
-    *,
-    gv: Tensor | None = None,
-    scale: float | None = None,
-    initial_state_BHKV: Tensor | None = None,
-    documents: Documents | None = None,
+def recurrent_gla(
+    cu_seqlens_cpu: Tensor | None = None,
+    **inputs: Tensor | float | bool | None,
 ) -> tuple[Tensor, Tensor]:
-    """As longfire.ops.linear_attention.linear_attention. Value decay runs token by token: fla has
-    no chunks for it alone."""
-    q_BTHK, k_BTHK = for_heads_of(v_BTHV, q_BTHK, k_BTHK)
-    inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV}
-    groups = q_BTHK.shape[2] // k_BTHK.shape[2]
-    assert gv is None or groups == 1, "the caller takes one set of queries at a time"
-    if groups > 1:
-        # the kernels have as many heads of all: repeated, and of equal states one is returned
-        k = k_BTHK.repeat_interleave(groups, 2)
-        v = v_BTHV.repeat_interleave(groups, 2)
-        if g is not None:
-            g = g.repeat_interleave(groups, 0 if g.dim() == 1 else 2)
-        if initial_state_BHKV is None:
-            state = None
-        else:
-            state = initial_state_BHKV.repeat_interleave(groups, 1)
-        o_BTHV, last_state = linear_attention(
-            q_BTHK, k, v, g, scale=scale, initial_state_BHKV=state, documents=documents
-        )
-        return o_BTHV, last_state[:, ::groups]
-    if gv is not None:
-        decays = {"gv": gv.float()}
-        if g is not None:
-            decays["gk"] = (g if g.dim() == 4 else g[..., None]).float().expand_as(k_BTHK)
-        return run(fused_recurrent_gla, inputs | decays, scale, initial_state_BHKV, documents)
-    if (
-        g is not None
-    ):  # a constant (H,) too becomes a decay a step: the kernel's own `g_gamma` has no gradient
-        inputs["g"] = (g.expand(q_BTHK.shape[:3]) if g.dim() == 1 else g).float()
-    kernel = chunk_gla if g is not None and g.dim() == 4 else chunk_simple_gla
-    return run(kernel, inputs, scale, initial_state_BHKV, documents)
+    """fla's function that walks the tokens: the only one that has no tables of chunks, and so takes
+    no lengths on the CPU."""
+    return fused_recurrent_gla(**inputs)
 
 
-def delta_rule(
-    q_BTHK: Tensor,
-    k_BTHK: Tensor,
-    v_BTHV: Tensor,
-    beta_BTH: Tensor,
-    g: Tensor | None = None,
-    *,
-    scale: float | None = None,
-    initial_state_BHKV: Tensor | None = None,
-    documents: Documents | None = None,
-) -> tuple[Tensor, Tensor]:
-    """As longfire.ops.delta_rule.delta_rule. No decay is a log decay of 0, since chunk_delta_rule
-    refuses fp32."""
-    g = torch.zeros_like(beta_BTH, dtype=torch.float32) if g is None else g.float()
-    kernel = chunk_kda if g.dim() == 4 else chunk_gated_delta_rule
-    inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV, "beta": beta_BTH, "g": g}
-    return run(kernel, inputs, scale, initial_state_BHKV, documents)
-
-
-def dplr(
-    q_BTHK: Tensor,
-    k_BTHK: Tensor,
-    v_BTHV: Tensor,
-    c_BTHK: Tensor,
-    b_BTHK: Tensor,
-    g_BTHK: Tensor,
-    *,
-    scale: float | None = None,
-    initial_state_BHKV: Tensor | None = None,
-    documents: Documents | None = None,
-) -> tuple[Tensor, Tensor]:
-    """As longfire.ops.dplr.dplr. What we call c and b is a and b there."""
-    inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV, "a": c_BTHK, "b": b_BTHK, "gk": g_BTHK.float()}
-    return run(chunk_dplr_delta_rule, inputs, scale, initial_state_BHKV, documents)
-
-
-def short_conv(
-    x_BTD: Tensor,
-    weight_DW: Tensor,
-    bias_D: Tensor | None = None,
-    *,
-    silu: bool = True,
-    state_BDW: Tensor | None = None,
-    documents: Documents | None = None,
-) -> tuple[Tensor, Tensor]:
-    """As longfire.ops.short_conv.short_conv. fla keeps the last W inputs, of which the oldest is
-    never used: ours is W - 1."""
-
-    def kernel(
-        x: Tensor, scale: None, initial_state: Tensor | None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        state = None if initial_state is None else F.pad(initial_state.to(x.dtype), (1, 0))
-        activation = "silu" if silu else None
-        return causal_conv1d(
-            x, weight_DW, bias_D, initial_state=state, activation=activation, **kwargs
-        )
-
-    y_BTD, last_state = run(kernel, {"x": x_BTD}, None, state_BDW, documents)
-    return y_BTD, last_state[..., 1:].to(x_BTD.dtype)
-
-
-@torch.compiler.disable(
+not_compiled = torch.compiler.disable(
+    kernel_calls.run,
     reason=(
         "fla's functions break graphs at many places inside, and are compiled for each shape until "
         "torch gives up: one break around each is left"
-    )
+    ),
 )
-def run(
-    kernel: Callable[..., tuple[Tensor, Tensor]],
-    inputs: dict[str, Tensor],
-    scale: float | None,
-    state_BHKV: Tensor | None,
-    documents: Documents | None,
-) -> tuple[Tensor, Tensor]:
-    """With documents the kernels want one long row, the documents' cumulative lengths, and a state
-    for each document."""
-    inputs = {name: x.contiguous() for name, x in inputs.items()}
-    first = next(iter(inputs.values()))  # q, or x: what the output is like
-    state = None if state_BHKV is None else state_BHKV.float()
-    if documents is None:
-        o, last_state = kernel(**inputs, scale=scale, initial_state=state, output_final_state=True)
-        return o.to(first.dtype), last_state
-    B, T = first.shape[:2]
-    cu_lengths = documents.cu_lengths_int64
-    lengths = {"cu_seqlens": cu_lengths}
-    if kernel is not fused_recurrent_gla:  # the only one that has no tables of chunks
-        lengths["cu_seqlens_cpu"] = documents.cu_lengths_cpu
-    row_starts = torch.arange(0, B * T, T, device=cu_lengths.device)
-    if state is not None:
-        first_documents = torch.searchsorted(cu_lengths, row_starts)
-        empty = state.new_zeros(len(cu_lengths) - 1, *state.shape[1:])
-        state = empty.index_copy(0, first_documents, state)
-    o, last_states = kernel(
-        **{name: x.flatten(0, 1)[None] for name, x in inputs.items()},
-        scale=scale,
-        initial_state=state,
-        output_final_state=True,
-        **lengths,
-    )
-    last_documents = torch.searchsorted(cu_lengths, row_starts + T) - 1
-    return o.unflatten(1, (B, T))[0].to(first.dtype), last_states[last_documents]
+FLA = FlaFunctions(
+    chunk_gla=chunk_gla,
+    chunk_simple_gla=chunk_simple_gla,
+    fused_recurrent_gla=recurrent_gla,
+    chunk_gated_delta_rule=chunk_gated_delta_rule,
+    chunk_kda=chunk_kda,
+    chunk_dplr_delta_rule=chunk_dplr_delta_rule,
+    causal_conv1d=causal_conv1d,
+    run=not_compiled,
+)
+linear_attention = partial(kernel_calls.linear_attention, FLA)
+delta_rule = partial(kernel_calls.delta_rule, FLA)
+dplr = partial(kernel_calls.dplr, FLA)
+short_conv = partial(kernel_calls.short_conv, FLA)

@@ -19,10 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from longfire.ops.documents import Documents, continues
+from longfire.ops.fast.triton_memory import BLOCK_CHANNELS, TOKENS, shapes_of_scan
 from longfire.ops.selective_scan import start
 
-TOKENS = 32  # of a chunk; the states kept are then half of x where N = 16
-BLOCK_CHANNELS = 32  # with N = 16 a program has 512 states, 8 for each thread of two warps
 WARPS = 2
 
 
@@ -274,14 +273,6 @@ def scan(
         num_warps=WARPS,
     )
     return y_BTD, last_BDN, before_BCDN
-
-
-def shapes_of_scan(x_BTD: Tensor, h_BDN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The results of `scan`, without numbers."""
-    B, T, _ = x_BTD.shape
-    chunks = -(-T // TOKENS)
-    before_BCDN = h_BDN.new_empty(B, chunks, *h_BDN.shape[1:])
-    return torch.empty_like(x_BTD), torch.empty_like(h_BDN), before_BCDN
 
 
 @scan.register_fake
