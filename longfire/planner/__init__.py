@@ -4,6 +4,7 @@ in the order of the flow:
     live_bytes.py      the bytes that live after each operation of a computation
     part.py            a part of a model, run forward and backward on fake tensors
     listener.py        what a mixer asks of the operations along a sequence
+    cut_sequence.py    those operations on a process's piece of a sequence
     memory.py          every part of a model, measured for one process's share
     forecast.py        a plan and what is expected of it
     holding.py         what a process holds beside its parts

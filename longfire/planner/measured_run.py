@@ -84,7 +84,7 @@ class MeasuredRun:
             self.flops_of.append(flops)
         self.costs = costs(self.model, self.seq_len)
         self.flops_of_head = self.costs[-1]
-        self.meters: dict[tuple[int, int], Meter] = {}
+        self.meters: dict[tuple[int, int, bool], Meter] = {}
         self.groups: dict[tuple[int, int], dict[int | str, Group]] = {}
         self.layouts: dict[int, list[list[int]]] = {}
         self.exchanged: dict[tuple, tuple[CommunicationCost, ...]] = {}
@@ -103,15 +103,16 @@ class MeasuredRun:
         sequence_parallel = self.run.parallelism.sequence_parallel
         return tensor_refusals.refusals(self.model, tp, sequence_parallel, tokens)
 
-    def meter(self, tp: int, seq_len: int) -> Meter:
-        """Of the share that one of `tp` processes has."""
-        if (tp, seq_len) not in self.meters:
+    def meter(self, tp: int, seq_len: int, is_cut: bool = False) -> Meter:
+        """Of the share that one of `tp` processes has. is_cut: of pieces of sequences."""
+        key = tp, seq_len, is_cut
+        if key not in self.meters:
             keeping = Keeping(
                 self.run.attention,
                 self.run.activation_checkpoint,
                 self.run.training.mlp_chunk_size,
             )
-            self.meters[tp, seq_len] = Meter(
+            self.meters[key] = Meter(
                 self.model,
                 seq_len,
                 self.run.training.loss_chunk_tokens,
@@ -120,8 +121,9 @@ class MeasuredRun:
                 self.run.parallelism.sequence_parallel,
                 keeping,
                 self.kernels,
+                is_cut,
             )
-        return self.meters[tp, seq_len]
+        return self.meters[key]
 
     # Sequences that processes share
 
@@ -228,19 +230,20 @@ class MeasuredRun:
         Sequences of another length than the recipe's, and long ones, are read off a straight line,
         several of them as one: what holds a number for each token grows so."""
         remat = self.remat_of(plan, name)
+        is_cut = plan.cp > 1
         if here <= MEASURED_TOKENS and here == plan.here(self.seq_len):
-            return self.meter(plan.tp, here).part(name, remat, plan.batch_size)
+            return self.meter(plan.tp, here, is_cut).part(name, remat, plan.batch_size)
         short = min(MEASURED_TOKENS // 2, self.seq_len)
-        meter = self.meter(plan.tp, short)
+        meter = self.meter(plan.tp, short, is_cut)
         if name == HEAD:
             return meter.head_part(plan.batch_size, here)
         which = name
         if isinstance(name, int):
             which = meter.kind_of[name]
-        key = plan.tp, which, remat, plan.batch_size * here
+        key = plan.tp, is_cut, which, remat, plan.batch_size * here
         if key not in self.lines:
             one = meter.part(which, remat, 1)
-            two = self.meter(plan.tp, 2 * short).part(which, remat, 1)
+            two = self.meter(plan.tp, 2 * short, is_cut).part(which, remat, 1)
             self.lines[key] = Part.of_sequences(one, two, plan.batch_size * here / short)
         return self.lines[key]
 

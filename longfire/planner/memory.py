@@ -30,6 +30,7 @@ from longfire.parallel.context_cost import LayerTraffic
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.remat import kept_on, save_memory
 from longfire.parallel.tensor import split
+from longfire.planner.cut_sequence import CutSequence
 from longfire.planner.listener import Listener
 from longfire.planner.part import EMBED, HEAD, Entering, Part, traced
 
@@ -93,7 +94,8 @@ class Meter:
 
     as_cuda: fake tensors are on the CPU whatever they stand for; this leaves out what only a CPU
     would do (ops.pretending.pretending_cuda). kernels: ops hold what the kernels of fla and Triton
-    hold, which run on CUDA where `model.kernels` is auto.
+    hold, which run on CUDA where `model.kernels` is auto. is_cut: these tokens are a process's piece of
+    longer sequences.
     """
 
     def __init__(
@@ -106,12 +108,14 @@ class Meter:
         sequence_parallel: bool = True,
         keeping: Keeping = Keeping(),
         kernels: bool = False,
+        is_cut: bool = False,
     ) -> None:
         """model: the whole one, on meta; it stays as it is."""
         self.seq_len = seq_len
         self.chunk_tokens = chunk_tokens
         self.as_cuda = as_cuda
         self.kernels = kernels
+        self.is_cut = is_cut
         native_bf16(torch.device("cpu"))  # may be measured, which fake tensors cannot do
         self.tp = tp
         self.sequence_parallel = sequence_parallel
@@ -218,6 +222,8 @@ class Meter:
         ops = local_sequence(self.keeping.attention)
         if config.direction == "both":
             ops = self.small.local_ops
+        if self.is_cut:
+            ops = CutSequence(ops.attend, ops.chunks)
         noise_BT = None
         if config.drops:
             noise_BT = torch.zeros(rows, self.seq_len, dtype=torch.int32)

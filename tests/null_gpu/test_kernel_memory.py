@@ -69,7 +69,11 @@ def of_scan() -> Case:
 
 
 def of_attention() -> Case:
-    inputs = {"q_BTHK": empty(B, T, H, 64), "k_BTGK": empty(B, T, 2, 64), "v_BTGV": empty(B, T, 2, 64)}
+    inputs = {
+        "q_BTHK": empty(B, T, H, 64),
+        "k_BTGK": empty(B, T, 2, 64),
+        "v_BTGV": empty(B, T, 2, 64),
+    }
     noise_BT = torch.zeros(B, T, dtype=torch.int32, device=CUDA)
     return attention_with_dropout, inputs, {"noise_BT": noise_BT, "dropout": 0.1}
 
@@ -97,7 +101,11 @@ CASES: dict[str, Callable[[], Case]] = {
         of_heads("q_BTHK", "k_BTHK", "v_BTHV", "c_BTHK", "b_BTHK", "g_BTHK"),
         {},
     ),
-    "short_conv": lambda: (short_conv, {"x_BTD": empty(B, T, 2048), "weight_DW": empty(2048, 4, dtype=FP32)}, {}),
+    "short_conv": lambda: (
+        short_conv,
+        {"x_BTD": empty(B, T, 2048), "weight_DW": empty(2048, 4, dtype=FP32)},
+        {},
+    ),
     "short_conv bias": lambda: (
         short_conv,
         {"x_BTD": empty(B, T, 2048), "weight_DW": empty(2048, 4), "bias_D": empty(2048)},

@@ -21,5 +21,8 @@ dplr.py              diagonal plus low rank by chunks of tokens
 selective_scan.py    Mamba's scan, its states made for a chunk of tokens at a time
 scan_kernels.py      the same scan in two Triton kernels
 loss_kernels.py      softmax, loss and gradient of logits in two Triton kernels
-kernels.py           fla's kernels behind our signatures
+kernel_calls.py      functions of fla's signature behind ours
+kernels.py           so called: fla's kernels
+kernel_memory.py     so called: what fla's kernels allocate and keep, for a planner
+triton_memory.py     what our own Triton kernels allocate and keep, for a planner
 """

@@ -63,7 +63,9 @@ def linear_attention(
         decays = {"gv": gv.float()}
         if g is not None:
             decays["gk"] = (g if g.dim() == 4 else g[..., None]).float().expand_as(k_BTHK)
-        return fla.run(fla.fused_recurrent_gla, inputs | decays, scale, initial_state_BHKV, documents)
+        return fla.run(
+            fla.fused_recurrent_gla, inputs | decays, scale, initial_state_BHKV, documents
+        )
     if (
         g is not None
     ):  # a constant (H,) too becomes a decay a step: the kernel's own `g_gamma` has no gradient

@@ -331,6 +331,7 @@ def dplr_backward(x: Inputs, kept: Kept, d_o: Tensor) -> Inputs:
     B, T, H, K = q.shape
     d_decayed = [torch.empty_like(q) for _ in range(4)]
     d_last_g = q.new_empty(B, parts(T, DPLR_CHUNK), H, K, dtype=torch.float32)
+    made = made._replace(new_v=q)  # let go too
     d_A_ab, d_A_ak = torch.empty_like(d_A_qk), torch.empty_like(d_A_qk)
     d_v = torch.empty_like(v)
     d_decayed.append(torch.empty_like(q))
