@@ -112,8 +112,8 @@ def numbers_of(run: Run, ours: list[dict[str, float]], planned: float, work: Wor
 
 def memory_problems(numbers: JsonObject) -> list[str]:
     """Where a plan that the planner lets fit would run out of memory: the allocator held more than
-    its number and the share that it leaves free. Less is expected: the planner counts eager blocks
-    and our own forms of recurrences, and compiled blocks and fla's kernels keep less."""
+    its number and the share that it leaves free. Less is expected: the planner counts eager
+    blocks, and compiled ones keep less."""
     held, planned = numbers.get("memory_bytes"), numbers.get("planned_bytes")
     if not isinstance(held, int | float) or not isinstance(planned, int | float):
         return []
