@@ -87,3 +87,29 @@ def test_a_frozen_master_or_input_gets_no_gradient():
     with bf16.assumed(False):
         linear(x, weight).sum().backward()
     assert x.grad is not None and weight.grad is None
+
+
+def test_a_compiled_block_keeps_no_rounded_copy_of_its_weights():
+    """Two products in a row, since the first alone need not give its input a gradient: of a weight, only the master
+    itself is kept, which a sharded model gives back between forward and backward."""
+    first = Linear(48, 80)
+    second = Linear(80, 48)
+    masters = {x.weight.data_ptr() for x in (first, second)}
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    def block(x):
+        return second(F.silu(first(x)))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(block, backend="aot_eager_decomp_partition", dynamic=False)
+    x = torch.randn(16, 48, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = compiled(x)
+    y.sum().backward()
+    copies = [x for x in kept if x.numel() == 48 * 80 and x.data_ptr() not in masters]
+    assert not copies
+    assert {x.data_ptr() for x in kept} >= {second.weight.data_ptr()}

@@ -20,12 +20,16 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from longfire import initialise
+from longfire.config.model_config import ModelConfig
 from longfire.config.run import Run
+from longfire.data.step_batch import StepBatch
 from longfire.device import Clock
-from longfire.launch import World
+from longfire.images.batch import ImageBatch
+from longfire.launch import StopRequest, World
 from longfire.parallel.cost import device_of
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.planner.planner import Planner
+from longfire.tasks.table import task_named
 from longfire.training.setup import make_state
 from longfire.training.step import train_step
 from longfire.training.throughput import random_batch
@@ -71,16 +75,26 @@ def measure(recipe: Path, processes: int, device_name: str) -> dict[str, float]:
     planned = planner.peak(planner.of_recipe()).total
     device = torch.device("cuda", 0)
     mesh = joined(run, processes)
-    config = run.known_model_config.with_vocabulary(run.vocab_size)
+    config = planner.model_config
+    task = task_named(run.job.task)(run, mesh, StopRequest())
     generator = torch.Generator().manual_seed(0)
     with no_kernels.without_numbers(), patch.object(initialise, "initialise"):
         state = make_state(run, config, device, mesh=mesh)
         for _ in range(STEPS):
-            batch = random_batch(run, config.vocab_size, generator)
-            parts = batch.split(run.microbatches)
-            numbers = train_step(state, parts, 1e-4, run.training, Clock(device))
+            parts = batch_of(run, config, generator).split(run.microbatches)
+            numbers = train_step(state, parts, 1e-4, run.training, Clock(device), task.loss_sum)
             assert numbers["skipped"] == 0
     return {"planned": planned / GIB, "held": torch.cuda.max_memory_allocated() / GIB}
+
+
+def batch_of(run: Run, config: ModelConfig, generator: torch.Generator) -> StepBatch:
+    """Random tokens, or black images of two classes each, as many as a process has in a step."""
+    if not config.image_size:
+        return random_batch(run, config.vocab_size, generator)
+    images = run.training.batch_size * run.accumulation
+    pixels_BCHW = torch.zeros(images, config.image_channels, config.image_size, config.image_size)
+    labels_B = torch.zeros(images, dtype=torch.int64)
+    return ImageBatch(pixels_BCHW, labels_B, config.image_tokens, labels_B, torch.ones(images))
 
 
 def joined(run: Run, processes: int) -> Mesh:

@@ -41,7 +41,10 @@ class _RoundedLinear(torch.autograd.Function):
         d_x = d_weight_WD = d_bias_W = None
         d_y_NW = d_y.flatten(0, -2).to(wide)
         if ctx.needs_input_grad[0]:
-            d_x = (d_y_NW @ weight_WD.to(x.dtype).to(wide)).view_as(x).to(x.dtype)
+            # Rounded the other way round: a compiled block would take the same rounding twice for
+            # one, and keep its result until here.
+            rounded_DW = weight_WD.mT.to(x.dtype).to(wide)
+            d_x = (d_y_NW @ rounded_DW.mT).view_as(x).to(x.dtype)
         if ctx.needs_input_grad[1]:
             d_weight_WD = fp32_product(d_y_NW.T, x.flatten(0, -2).to(wide)).to(weight_WD.dtype)
         if ctx.needs_input_grad[2]:
