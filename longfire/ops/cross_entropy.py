@@ -73,7 +73,7 @@ FORMS: Forms[TensorFunction] = Forms(
 LossOfLogits = Callable[[Tensor, Tensor, LossRules, Tensor | None], tuple[Tensor, Tensor]]
 KERNELS = {
     "triton": LazyFunction[LossOfLogits]("longfire.ops.fast.loss_kernels:token_losses_of_logits"),
-    "memory": LazyFunction[LossOfLogits]("longfire.ops.fast.triton_memory:token_losses"),
+    "memory": LazyFunction[LossOfLogits]("longfire.ops.fast.loss_memory:token_losses"),
 }
 
 

@@ -25,4 +25,5 @@ kernel_calls.py      functions of fla's signature behind ours
 kernels.py           so called: fla's kernels
 kernel_memory.py     so called: what fla's kernels allocate and keep, for a planner
 triton_memory.py     what our own Triton kernels allocate and keep, for a planner
+loss_memory.py       the same of those of the loss
 """

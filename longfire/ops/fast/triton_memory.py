@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longfire.ops.cross_entropy import LossRules
 from longfire.ops.documents import Documents, continues
 from longfire.ops.selective_scan import start
 
@@ -165,16 +164,3 @@ def shapes_of_scan(x_BTD: Tensor, h_BDN: Tensor) -> tuple[Tensor, Tensor, Tensor
     chunks = -(-T // TOKENS)
     before_BCDN = h_BDN.new_empty(B, chunks, *h_BDN.shape[1:])
     return torch.empty_like(x_BTD), torch.empty_like(h_BDN), before_BCDN
-
-
-# loss_kernels.py
-
-
-def token_losses(
-    logits_NW: Tensor,
-    labels_N: Tensor,
-    rules: LossRules,
-    gradient_NW: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """As longfire.ops.fast.loss_kernels.token_losses_of_logits: a few numbers for each token."""
-    return logits_NW.new_empty(len(labels_N)), labels_N != rules.ignore_index
