@@ -122,9 +122,11 @@ def documents_of(starts_BT: np.ndarray) -> Documents:
     ends = np.append(np.flatnonzero(starts_BT), starts_BT.size)
     cu_lengths = ends.astype(np.int32)
     document_ids_BT = np.cumsum(starts_BT, axis=1) - 1
+    lengths_cpu = torch.from_numpy(ends)
     return Documents(
         torch.from_numpy(document_ids_BT),
         torch.from_numpy(cu_lengths),
         int(np.diff(cu_lengths).max()),
-        torch.from_numpy(ends),
+        lengths_cpu,
+        lengths_cpu,
     )

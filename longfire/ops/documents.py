@@ -1,7 +1,6 @@
 """Where documents lie in a batch of packed sequences: made once a batch, read by every op."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,22 +20,29 @@ class Documents:
     max_length:  longest document, in tokens
     cu_lengths_cpu: int64, the same lengths on the CPU, for what the host decides by them: on CUDA
     it would wait for the device in every layer
+    cu_lengths_int64: the lengths on the device as fla's kernels take them: one tensor a batch, since
+    their tables of chunks are kept by its identity
     """
 
     ids_BT: Tensor
     cu_lengths: Tensor
     max_length: int
     cu_lengths_cpu: Tensor
+    cu_lengths_int64: Tensor
+
+    def __post_init__(self) -> None:
+        """A compiled block takes any number of documents: its graph is not made anew."""
+        if self.cu_lengths.is_cuda:
+            for lengths in (self.cu_lengths, self.cu_lengths_cpu, self.cu_lengths_int64):
+                torch._dynamo.maybe_mark_dynamic(lengths, 0)
 
     def to(self, device: torch.device | str) -> "Documents":
-        ids_BT = copy_to(self.ids_BT, device)
-        return replace(self, ids_BT=ids_BT, cu_lengths=copy_to(self.cu_lengths, device))
-
-    @cached_property
-    def cu_lengths_int64(self) -> Tensor:
-        """cu_lengths as fla's kernels take it: one tensor a batch, since their tables of chunks are
-        kept by its identity."""
-        return copy_to(self.cu_lengths_cpu, self.cu_lengths.device)
+        return replace(
+            self,
+            ids_BT=copy_to(self.ids_BT, device),
+            cu_lengths=copy_to(self.cu_lengths, device),
+            cu_lengths_int64=copy_to(self.cu_lengths_cpu, device),
+        )
 
     def of(self, numbers: Any) -> "Documents":
         """Those of some sequences: a slice, or their numbers."""
@@ -55,7 +61,9 @@ class Documents:
         starts = starts_BT.flatten().nonzero().flatten().cpu()
         cu_lengths_cpu = torch.cat([starts, starts.new_tensor([ids_BT.numel()])])
         cu_lengths = cu_lengths_cpu.int().to(ids_BT.device)
-        return cls(ids_BT, cu_lengths, int(cu_lengths_cpu.diff().max()), cu_lengths_cpu)
+        longest = int(cu_lengths_cpu.diff().max())
+        lengths_int64 = cu_lengths_cpu.to(ids_BT.device)
+        return cls(ids_BT, cu_lengths, longest, cu_lengths_cpu, lengths_int64)
 
 
 def continues(documents: Documents | None) -> Tensor | None:

@@ -372,6 +372,7 @@ def test_only_ops_know_kernel_libraries(file):
 
 
 OF_AN_EXTRA = (
+    "ops/fast/custom_ops.py",
     "ops/fast/kernels.py",
     "ops/fast/attention_kernels.py",
     "ops/fast/loss_kernels.py",

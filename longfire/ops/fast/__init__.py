@@ -21,8 +21,9 @@ dplr.py              diagonal plus low rank by chunks of tokens
 selective_scan.py    Mamba's scan, its states made for a chunk of tokens at a time
 scan_kernels.py      the same scan in two Triton kernels
 loss_kernels.py      softmax, loss and gradient of logits in two Triton kernels
-kernel_calls.py      functions of fla's signature behind ours
+kernel_calls.py      which of fla's functions are called, and with what
 kernels.py           so called: fla's kernels
+custom_ops.py        their functions as operators of torch, for compiled graphs
 kernel_memory.py     so called: what fla's kernels allocate and keep, for a planner
 triton_memory.py     what our own Triton kernels allocate and keep, for a planner
 loss_memory.py       the same of those of the loss

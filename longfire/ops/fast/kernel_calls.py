@@ -1,8 +1,7 @@
-"""Functions of fla's signature (fla-core 0.6.0) behind ours: rows, documents and states in our
-meaning. kernels.py calls fla's own so, kernel_memory.py their shapes."""
+"""Calls of fla's functions behind our signatures: which of them, and with what. kernels.py runs the
+functions, kernel_memory.py what they allocate."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,24 +10,15 @@ from torch import Tensor
 from longfire.ops.documents import Documents
 from longfire.ops.linear_attention import for_heads_of
 
-FlaFunction = Callable[..., tuple[Tensor, Tensor]]
-
-
-class FlaFunctions(NamedTuple):
-    """fla's functions, or what stands for them; run: `run` below, or the same not compiled."""
-
-    chunk_gla: FlaFunction
-    chunk_simple_gla: FlaFunction
-    fused_recurrent_gla: FlaFunction
-    chunk_gated_delta_rule: FlaFunction
-    chunk_kda: FlaFunction
-    chunk_dplr_delta_rule: FlaFunction
-    causal_conv1d: FlaFunction
-    run: FlaFunction
+# (a key of custom_ops.KERNELS, inputs by fla's names, scale, initial state of each row, documents)
+# -> the output, and the last state of each row
+Run = Callable[
+    [str, dict[str, Tensor], float | None, Tensor | None, Documents | None], tuple[Tensor, Tensor]
+]
 
 
 def linear_attention(
-    fla: FlaFunctions,
+    run: Run,
     q_BTHK: Tensor,
     k_BTHK: Tensor,
     v_BTHV: Tensor,
@@ -56,26 +46,28 @@ def linear_attention(
         else:
             state = initial_state_BHKV.repeat_interleave(groups, 1)
         o_BTHV, last_state = linear_attention(
-            fla, q_BTHK, k, v, g, scale=scale, initial_state_BHKV=state, documents=documents
+            run, q_BTHK, k, v, g, scale=scale, initial_state_BHKV=state, documents=documents
         )
         return o_BTHV, last_state[:, ::groups]
     if gv is not None:
         decays = {"gv": gv.float()}
         if g is not None:
             decays["gk"] = (g if g.dim() == 4 else g[..., None]).float().expand_as(k_BTHK)
-        return fla.run(
-            fla.fused_recurrent_gla, inputs | decays, scale, initial_state_BHKV, documents
-        )
+        kernel = "recurrent_gk_gv" if "gk" in decays else "recurrent_gv"
+        return run(kernel, inputs | decays, scale, initial_state_BHKV, documents)
     if (
         g is not None
     ):  # a constant (H,) too becomes a decay a step: the kernel's own `g_gamma` has no gradient
         inputs["g"] = (g.expand(q_BTHK.shape[:3]) if g.dim() == 1 else g).float()
-    kernel = fla.chunk_gla if g is not None and g.dim() == 4 else fla.chunk_simple_gla
-    return fla.run(kernel, inputs, scale, initial_state_BHKV, documents)
+    if g is None:
+        kernel = "simple_gla"
+    else:
+        kernel = "gla" if g.dim() == 4 else "simple_gla_decay"
+    return run(kernel, inputs, scale, initial_state_BHKV, documents)
 
 
 def delta_rule(
-    fla: FlaFunctions,
+    run: Run,
     q_BTHK: Tensor,
     k_BTHK: Tensor,
     v_BTHV: Tensor,
@@ -89,13 +81,13 @@ def delta_rule(
     """As longfire.ops.delta_rule.delta_rule. No decay is a log decay of 0, since chunk_delta_rule
     refuses fp32."""
     g = torch.zeros_like(beta_BTH, dtype=torch.float32) if g is None else g.float()
-    kernel = fla.chunk_kda if g.dim() == 4 else fla.chunk_gated_delta_rule
+    kernel = "kda" if g.dim() == 4 else "gated_delta_rule"
     inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV, "beta": beta_BTH, "g": g}
-    return fla.run(kernel, inputs, scale, initial_state_BHKV, documents)
+    return run(kernel, inputs, scale, initial_state_BHKV, documents)
 
 
 def dplr(
-    fla: FlaFunctions,
+    run: Run,
     q_BTHK: Tensor,
     k_BTHK: Tensor,
     v_BTHV: Tensor,
@@ -109,11 +101,11 @@ def dplr(
 ) -> tuple[Tensor, Tensor]:
     """As longfire.ops.dplr.dplr. What we call c and b is a and b there."""
     inputs = {"q": q_BTHK, "k": k_BTHK, "v": v_BTHV, "a": c_BTHK, "b": b_BTHK, "gk": g_BTHK.float()}
-    return fla.run(fla.chunk_dplr_delta_rule, inputs, scale, initial_state_BHKV, documents)
+    return run("dplr", inputs, scale, initial_state_BHKV, documents)
 
 
 def short_conv(
-    fla: FlaFunctions,
+    run: Run,
     x_BTD: Tensor,
     weight_DW: Tensor,
     bias_D: Tensor | None = None,
@@ -124,49 +116,12 @@ def short_conv(
 ) -> tuple[Tensor, Tensor]:
     """As longfire.ops.short_conv.short_conv. fla keeps the last W inputs, of which the oldest is
     never used: ours is W - 1."""
-
-    def kernel(
-        x: Tensor, scale: None, initial_state: Tensor | None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        state = None if initial_state is None else F.pad(initial_state.to(x.dtype), (1, 0))
-        activation = "silu" if silu else None
-        return fla.causal_conv1d(
-            x, weight_DW, bias_D, initial_state=state, activation=activation, **kwargs
-        )
-
-    y_BTD, last_state = fla.run(kernel, {"x": x_BTD}, None, state_BDW, documents)
+    kernel = "short_conv" if bias_D is None else "short_conv_bias"
+    if silu:
+        kernel += "_silu"
+    inputs = {"x": x_BTD, "weight": weight_DW}
+    if bias_D is not None:
+        inputs["bias"] = bias_D
+    state = None if state_BDW is None else F.pad(state_BDW.to(x_BTD.dtype), (1, 0))
+    y_BTD, last_state = run(kernel, inputs, None, state, documents)
     return y_BTD, last_state[..., 1:].to(x_BTD.dtype)
-
-
-def run(
-    kernel: FlaFunction,
-    inputs: dict[str, Tensor],
-    scale: float | None,
-    state_BHKV: Tensor | None,
-    documents: Documents | None,
-) -> tuple[Tensor, Tensor]:
-    """With documents the kernels want one long row, the documents' cumulative lengths, and a state
-    for each document."""
-    inputs = {name: x.contiguous() for name, x in inputs.items()}
-    first = next(iter(inputs.values()))  # q, or x: what the output is like
-    state = None if state_BHKV is None else state_BHKV.float()
-    if documents is None:
-        o, last_state = kernel(**inputs, scale=scale, initial_state=state, output_final_state=True)
-        return o.to(first.dtype), last_state
-    B, T = first.shape[:2]
-    cu_lengths = documents.cu_lengths_int64
-    lengths = {"cu_seqlens": cu_lengths, "cu_seqlens_cpu": documents.cu_lengths_cpu}
-    row_starts = torch.arange(0, B * T, T, device=cu_lengths.device)
-    if state is not None:
-        first_documents = torch.searchsorted(cu_lengths, row_starts)
-        empty = state.new_zeros(len(cu_lengths) - 1, *state.shape[1:])
-        state = empty.index_copy(0, first_documents, state)
-    o, last_states = kernel(
-        **{name: x.flatten(0, 1)[None] for name, x in inputs.items()},
-        scale=scale,
-        initial_state=state,
-        output_final_state=True,
-        **lengths,
-    )
-    last_documents = torch.searchsorted(cu_lengths, row_starts + T) - 1
-    return o.unflatten(1, (B, T))[0].to(first.dtype), last_states[last_documents]

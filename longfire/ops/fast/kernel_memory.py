@@ -1,7 +1,7 @@
 """What fla's kernels (fla-core 0.6.0) allocate and keep, without numbers: for a planner's fake
 tensors, which stand for a CUDA device that is not here.
 
-Every function allocates what fla's of the same name does, in the same order, and lets it go as
+Every kernel of SHAPES allocates what the one of the same name in custom_ops.KERNELS does, in the same order, and lets it go as
 early; nothing is computed. So what a step holds is counted as torch's allocator would count it:
 tests/null_gpu compares both. kernel_calls.py lies between these and our signatures, as it does for
 the kernels.
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from longfire.ops.documents import Documents
 from longfire.ops.fast import kernel_calls
-from longfire.ops.fast.kernel_calls import FlaFunction, FlaFunctions
 
 CHUNK = 64  # tokens of a chunk
 DPLR_CHUNK = 16
@@ -72,16 +72,16 @@ class _Shapes(torch.autograd.Function):
         return None, None, d_state, *[found[name] for name in ctx.all_names]
 
 
-def shaped(
-    kernel: Kernel,
-    *,
+def run(
+    kernel: str,
+    inputs: dict[str, Tensor],
     scale: float | None,
-    initial_state: Tensor | None,
-    output_final_state: bool,
-    **inputs: Tensor,
+    state: Tensor | None,
+    documents: Documents | None,
 ) -> tuple[Tensor, Tensor]:
-    """A function of fla's signature for a kernel. Documents are not planned."""
-    return _Shapes.apply(kernel, tuple(inputs), initial_state, *inputs.values())
+    """In the place of kernels.run. Documents are not planned."""
+    laid_out = [x.contiguous() for x in inputs.values()]
+    return _Shapes.apply(SHAPES[kernel], tuple(inputs), state, *laid_out)
 
 
 def parts(size: int, part: int) -> int:
@@ -347,23 +347,6 @@ def dplr_backward(x: Inputs, kept: Kept, d_o: Tensor) -> Inputs:
 # causal_conv1d
 
 
-def causal_conv1d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    *,
-    initial_state: Tensor | None,
-    activation: str | None,
-    output_final_state: bool,
-) -> tuple[Tensor, Tensor]:
-    """The short convolution; `scale` is no argument of it."""
-    inputs = {"x": x, "weight": weight}
-    if bias is not None:
-        inputs["bias"] = bias
-    kernel = CONVOLUTION if activation is None else CONVOLUTION_WITH_SILU
-    return _Shapes.apply(kernel, tuple(inputs), initial_state, *inputs.values())
-
-
 def convolution_forward(x: Inputs) -> tuple[Tensor, Tensor, Kept]:
     rows = x["x"]
     last = rows.new_empty(len(rows), *x["weight"].shape)
@@ -387,24 +370,23 @@ def convolution_backward(x: Inputs, kept: Kept, d_y: Tensor, has_silu: bool) -> 
 
 CONVOLUTION = Kernel(convolution_forward, partial(convolution_backward, has_silu=False))
 CONVOLUTION_WITH_SILU = Kernel(convolution_forward, partial(convolution_backward, has_silu=True))
-
-
-def of(kernel: Kernel) -> FlaFunction:
-    """fla's function with this kernel."""
-    return partial(shaped, kernel)
-
-
-SHAPES = FlaFunctions(
-    chunk_gla=of(Kernel(gla_forward, gla_backward, lets_go=("g",))),
-    chunk_simple_gla=of(Kernel(simple_gla_forward, simple_gla_backward, lets_go=("g",))),
-    fused_recurrent_gla=of(Kernel(recurrent_gla_forward, recurrent_gla_backward)),
-    chunk_gated_delta_rule=of(Kernel(gated_delta_forward, gated_delta_backward, lets_go=("g",))),
-    chunk_kda=of(Kernel(kda_forward, kda_backward)),
-    chunk_dplr_delta_rule=of(Kernel(dplr_forward, dplr_backward)),
-    causal_conv1d=causal_conv1d,
-    run=kernel_calls.run,
-)
-linear_attention = partial(kernel_calls.linear_attention, SHAPES)
-delta_rule = partial(kernel_calls.delta_rule, SHAPES)
-dplr = partial(kernel_calls.dplr, SHAPES)
-short_conv = partial(kernel_calls.short_conv, SHAPES)
+RECURRENT = Kernel(recurrent_gla_forward, recurrent_gla_backward)
+SIMPLE_GLA = Kernel(simple_gla_forward, simple_gla_backward, lets_go=("g",))
+SHAPES = {
+    "gla": Kernel(gla_forward, gla_backward, lets_go=("g",)),
+    "simple_gla": SIMPLE_GLA,
+    "simple_gla_decay": SIMPLE_GLA,
+    "recurrent_gv": RECURRENT,
+    "recurrent_gk_gv": RECURRENT,
+    "gated_delta_rule": Kernel(gated_delta_forward, gated_delta_backward, lets_go=("g",)),
+    "kda": Kernel(kda_forward, kda_backward),
+    "dplr": Kernel(dplr_forward, dplr_backward),
+    "short_conv": CONVOLUTION,
+    "short_conv_bias": CONVOLUTION,
+    "short_conv_silu": CONVOLUTION_WITH_SILU,
+    "short_conv_bias_silu": CONVOLUTION_WITH_SILU,
+}
+linear_attention = partial(kernel_calls.linear_attention, run)
+delta_rule = partial(kernel_calls.delta_rule, run)
+dplr = partial(kernel_calls.dplr, run)
+short_conv = partial(kernel_calls.short_conv, run)

@@ -1,4 +1,5 @@
-"""fla's Triton kernels (fla-core 0.6.0) behind our signatures (kernel_calls.py).
+"""fla's Triton kernels (fla-core 0.6.0) behind our signatures: rows, documents and states in our
+meaning.
 
 Imported only where `choose` found fla and CUDA. No machine of the everyday tests has a GPU:
 `longfire doctor` is the test of this file.
@@ -7,45 +8,38 @@ Imported only where `choose` found fla and CUDA. No machine of the everyday test
 from functools import partial
 
 import torch
-from fla.modules.causal_conv1d import causal_conv1d
-from fla.ops.gated_delta_rule import chunk_gated_delta_rule
-from fla.ops.generalized_delta_rule import chunk_dplr_delta_rule
-from fla.ops.gla import chunk_gla, fused_recurrent_gla
-from fla.ops.kda import chunk_kda
-from fla.ops.simple_gla import chunk_simple_gla
 from torch import Tensor
 
+from longfire.ops.documents import Documents
 from longfire.ops.fast import kernel_calls
-from longfire.ops.fast.kernel_calls import FlaFunctions
+from longfire.ops.fast.custom_ops import KERNELS
 
 
-def recurrent_gla(
-    cu_seqlens_cpu: Tensor | None = None,
-    **inputs: Tensor | float | bool | None,
+def run(
+    kernel: str,
+    inputs: dict[str, Tensor],
+    scale: float | None,
+    state_BHKV: Tensor | None,
+    documents: Documents | None,
 ) -> tuple[Tensor, Tensor]:
-    """fla's function that walks the tokens: the only one that has no tables of chunks, and so takes
-    no lengths on the CPU."""
-    return fused_recurrent_gla(**inputs)
+    """One call of KERNELS[kernel], an operator of the graph. The state is fp32, or that of a
+    convolution."""
+    spec = KERNELS[kernel]
+    tensors = [inputs[name].contiguous() for name in spec.inputs]
+    first = tensors[0]  # q, or x: what the output is like
+    if scale is None:
+        scale = first.shape[-1] ** -0.5
+    state = None if state_BHKV is None else state_BHKV.contiguous()
+    if state is not None and "x" not in inputs:
+        state = state.float()
+    lengths: tuple[Tensor | None, Tensor | None] = (None, None)
+    if documents is not None:
+        lengths = (documents.cu_lengths_int64, documents.cu_lengths_cpu)
+    o, last_state, *_ = torch.ops.longfire.fla(kernel, tensors, state, *lengths, scale)
+    return o, last_state
 
 
-not_compiled = torch.compiler.disable(
-    kernel_calls.run,
-    reason=(
-        "fla's functions break graphs at many places inside, and are compiled for each shape until "
-        "torch gives up: one break around each is left"
-    ),
-)
-FLA = FlaFunctions(
-    chunk_gla=chunk_gla,
-    chunk_simple_gla=chunk_simple_gla,
-    fused_recurrent_gla=recurrent_gla,
-    chunk_gated_delta_rule=chunk_gated_delta_rule,
-    chunk_kda=chunk_kda,
-    chunk_dplr_delta_rule=chunk_dplr_delta_rule,
-    causal_conv1d=causal_conv1d,
-    run=not_compiled,
-)
-linear_attention = partial(kernel_calls.linear_attention, FLA)
-delta_rule = partial(kernel_calls.delta_rule, FLA)
-dplr = partial(kernel_calls.dplr, FLA)
-short_conv = partial(kernel_calls.short_conv, FLA)
+linear_attention = partial(kernel_calls.linear_attention, run)
+delta_rule = partial(kernel_calls.delta_rule, run)
+dplr = partial(kernel_calls.dplr, run)
+short_conv = partial(kernel_calls.short_conv, run)
