@@ -60,7 +60,7 @@ class Block:
         counters.clear()
         self.work = work
         device = work.device
-        self.form = choose(device, "auto")
+        choose(device, "auto")
         dtype = torch.bfloat16 if native_bf16(device) else torch.float32
         config = ModelConfig(
             hidden_size=HIDDEN[work.is_small],
@@ -156,10 +156,12 @@ def look_at(mixer: str, work: Work) -> tuple[JsonObject, list[str]]:
             problems.append(f"{mixer}: {what} made {found[name]} graphs anew")
     if found.get("waits"):
         problems.append(f"{mixer}: the host waits {found['waits']} times for the device")
-    forms = {choice.name for choice in block.form.values()}
-    is_in_graphs = mixer == "attention" or "fla" not in forms
-    if breaks and is_in_graphs:
+    if breaks:
         problems.append(f"{mixer}: {breaks} breaks, of ops that compile into one graph")
+    with_documents = found["breaks_with_documents"]
+    # softmax attention of documents is one operator on CUDA and in half precision only
+    if with_documents and work.is_cuda and native_bf16(work.device):
+        problems.append(f"{mixer}: {with_documents} breaks with documents")
     return found, problems
 
 

@@ -8,6 +8,7 @@ mlp.py               activations of MLPs that keep less for the backward
 rope.py              rotary positions written into place
 dropout.py           dropout that keeps the tokens' noise alone
 attention.py         softmax attention by torch's fused kernels
+varlen_attention.py  the kernel of documents that lie end to end, as an operator for compiled graphs
 attention_with_dropout.py  attention some of whose weights are dropped, by torch's operators
 attention_kernels.py  the same in three Triton kernels
 full_attention.py    the same to all tokens, before and after each

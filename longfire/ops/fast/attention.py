@@ -13,9 +13,13 @@ from longfire.ops.attention_blocks import attention_in_blocks
 from longfire.ops.attention_with_dropout import attention_with_dropout
 from longfire.ops.bf16 import native_bf16
 from longfire.ops.documents import Documents
+from longfire.ops.forms import LazyFunction
 
 # queries that share a slice of keys where a mask is needed: its size is BLOCK x (BLOCK + window)
 BLOCK = 256
+VARLEN_ATTENTION: LazyFunction[Callable[..., tuple[Tensor, Tensor]]] = LazyFunction(
+    "longfire.ops.fast.varlen_attention:varlen_attention"
+)
 
 
 def attention_fused(
@@ -53,7 +57,9 @@ def attention_fused(
     q = multipliable(q_BTHK)
     k = multipliable(k_BSGK)
     v = multipliable(v_BSGV)
-    if documents is not None:
+    if documents is not None and T == S and skip_B is None and has_varlen_kernel(q, v):
+        o_BTHV = whole_documents(q, k, v, documents, window, scale)
+    elif documents is not None:
         o_BTHV = packed(q, k, v, documents, window, scale, skip_B)
     elif (
         window is not None and T == S and skip_B is None and has_varlen_kernel(q, v)
@@ -72,6 +78,28 @@ def multipliable(x: Tensor) -> Tensor:
     if x.dtype == torch.bfloat16 and not native_bf16(x.device):
         return x.float()
     return x
+
+
+def whole_documents(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    documents: Documents,
+    window: int | None,
+    scale: float | None,
+) -> Tensor:
+    """Sequences of several documents, all of whose keys are here: one kernel, one operator of a
+    graph that serves other documents too."""
+    o_ND, _ = VARLEN_ATTENTION.get()(
+        q.flatten(0, 1),
+        k.flatten(0, 1),
+        v.flatten(0, 1),
+        documents.cu_lengths,
+        documents.cu_lengths_cpu,
+        -1 if window is None else window - 1,
+        scale,
+    )
+    return o_ND.unflatten(0, q.shape[:2])
 
 
 @torch.compiler.disable(

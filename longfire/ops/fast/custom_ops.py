@@ -361,9 +361,7 @@ def shapes_of_gradients(
     return [torch.empty_like(x) for x in likes]
 
 
-def likes_of_gradients(
-    spec: Kernel, inputs: list[Tensor], kept: list[Tensor]
-) -> dict[str, Tensor]:
+def likes_of_gradients(spec: Kernel, inputs: list[Tensor], kept: list[Tensor]) -> dict[str, Tensor]:
     """For each input a tensor of its size and type. Of a decay that the backward does not need,
     that is its sum over a chunk."""
     given = dict(zip(spec.needed, inputs))
