@@ -4,6 +4,8 @@ What the kernels cannot see is left out by cutting, not by a mask of T x T: docu
 windows in blocks of queries with the keys that the block can see.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
