@@ -128,6 +128,11 @@ class MeasuredRun:
     # Sequences that processes share
 
     @property
+    def has_recurrences(self) -> bool:
+        """Whether a piece of a sequence holds more than a whole one: the maps of its states."""
+        return any(getattr(block.mixer, "recurrences", ()) for block in self.model.layers)
+
+    @property
     def layout(self) -> str:
         """Of sequences that are shared, as the run cuts them."""
         softmax = any("attention" in block.mixer.context for block in self.model.layers)
@@ -230,7 +235,7 @@ class MeasuredRun:
         Sequences of another length than the recipe's, and long ones, are read off a straight line,
         several of them as one: what holds a number for each token grows so."""
         remat = self.remat_of(plan, name)
-        is_cut = plan.cp > 1
+        is_cut = plan.cp > 1 and self.has_recurrences
         if here <= MEASURED_TOKENS and here == plan.here(self.seq_len):
             return self.meter(plan.tp, here, is_cut).part(name, remat, plan.batch_size)
         short = min(MEASURED_TOKENS // 2, self.seq_len)
