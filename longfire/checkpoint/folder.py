@@ -282,3 +282,11 @@ def recover(folder: Path) -> None:
             shutil.rmtree(before)
         else:
             before.rename(place)
+
+
+def clean(folder: Path) -> None:
+    """Remove what a kill has left of unfinished saves and removals. One process writes to a run
+    folder at a time."""
+    recover(folder)
+    for path in [*folder.glob("step-*.writing*"), *folder.glob("step-*.forgotten")]:
+        shutil.rmtree(path)

@@ -27,9 +27,9 @@ from longfire.checkpoint.folder import (
     Facts,
     FileFacts,
     Marker,
+    clean,
     facts_of,
     marker_of,
-    recover,
     steps,
     tmp_path_of,
     write_manifest,
@@ -332,6 +332,10 @@ class Checkpoints:
         """
         if not self.settings.enable_checkpoint:
             return False
+        with self.mesh.raise_on_all_ranks():
+            if self.mesh.rank() == 0:
+                with self.os_errors_explained(self.folder):
+                    clean(self.folder)
         try:
             step = step_to_load(self.folder, self.settings, self.attempt, self.mesh)
             if step is None:
@@ -366,11 +370,3 @@ def may_be_pruned(place: Path) -> bool:
         return bool(facts_of(place).get("keep_latest_k"))
     except CheckpointError:
         return False
-
-
-def clean(folder: Path) -> None:
-    """Remove what a kill has left of unfinished saves and removals. One process writes to a run
-    folder at a time."""
-    recover(folder)
-    for path in [*folder.glob("step-*.writing*"), *folder.glob("step-*.forgotten")]:
-        shutil.rmtree(path)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longfire.errors import DataError
+from longfire.regular_files import open_regular
 
 CARD = "README.md"
 HEAD_BYTES = 2**20  # of a README.md that are read
@@ -108,8 +109,11 @@ def read_card(folder: Path) -> Card | None:
 
 def names_configurations(file: Path) -> bool:
     """Whether the README.md begins with a head of YAML that has `configs`."""
-    with open(file, encoding="utf-8", errors="replace") as opened:
-        text = opened.read(HEAD_BYTES).lstrip()
+    try:
+        with open_regular(file) as opened:
+            text = opened.read(HEAD_BYTES).decode(errors="replace").lstrip()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}; repair or remove it") from error
     if not text.startswith("---"):
         return False
     head = text[3:].partition("\n---")[0]

@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers
 from tokenizers import Tokenizer as Backend
 
 from longfire.errors import DataError, first_line
+from longfire.regular_files import read_regular
 
 MODEL_FILE = "tokenizer.model"
 SPACE = "\u2581"  # stands for a space in pieces
@@ -123,7 +124,7 @@ def read_sentencepiece(file: Path) -> SentencePieceModel:
             f"({first_line(error, None)}): `pip install 'longfire[sentencepiece]'`, or "
             f"{TRANSFORMERS_FIX}"
         ) from error
-    content = file.read_bytes()
+    content = read_regular(file)
     proto = messages.ModelProto()
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=content)

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from longfire.errors import DataError
+from longfire.errors import DataError, first_line
 from longfire.own_files import read_json
+from longfire.regular_files import read_regular
 
 CONFIG = "tokenizer_config.json"
 GENERATION = "generation_config.json"
@@ -121,8 +122,19 @@ def chat_templates(folder: Path) -> dict[str, str]:
     for path in (folder / CHAT, *sorted((folder / MORE_CHATS).glob("*.jinja"))):
         if path.is_file() and not leaves(path, folder):
             name = path.relative_to(folder).as_posix()
-            templates[name] = path.read_text(encoding="utf-8")
+            templates[name] = text_of(path)
     return templates
+
+
+def text_of(file: Path) -> str:
+    """The text of a file. Raises DataError."""
+    try:
+        return read_regular(file).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{file}: cannot be read as text ({first_line(error)}); repair it, or save the "
+            "tokenizer again"
+        ) from error
 
 
 def leaves(path: Path, folder: Path) -> bool:

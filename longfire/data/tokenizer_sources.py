@@ -25,6 +25,7 @@ from longfire.data.tokenizer_files import (
     read_carried,
 )
 from longfire.errors import DataError, first_line
+from longfire.regular_files import read_regular
 
 BOS = "<bos>"  # in the tokenizers that longfire makes
 EOS = "<eos>"
@@ -80,9 +81,19 @@ def in_folder(folder: Path) -> Found:
     return by_transformers(str(folder), failure, offline=True)
 
 
+def content_of(file: Path) -> bytes:
+    """The bytes of a file. Raises DataError."""
+    try:
+        return read_regular(file)
+    except OSError as error:
+        raise DataError(
+            f"{file}: cannot be read: {error.strerror}; name a file that can be"
+        ) from error
+
+
 def in_file(file: Path) -> Found:
     """The tokenizer of a tokenizer.json or of a SentencePiece model. Raises DataError."""
-    content = file.read_bytes()
+    content = content_of(file)
     if is_sentencepiece(content) and file.suffix != ".json":
         return in_sentencepiece_file(file)
     if file.suffix == ".model":

@@ -39,6 +39,7 @@ from longfire.data.manifest import (
     sums_of,
 )
 from longfire.errors import DataError
+from longfire.regular_files import read_regular
 from longfire.work_progress import WorkProgress
 
 
@@ -266,7 +267,7 @@ class TokenStore:
                 columns = (*self.train.columns, *self.validation.columns)
                 return sum(column.verify(progress) for column in columns)
             for file, shard in self._shards():
-                if shard["blake2b"] and checksum(file.read_bytes()) != shard["blake2b"]:
+                if shard["blake2b"] and checksum(read_regular(file)) != shard["blake2b"]:
                     raise DataError(
                         f"{file}: damaged: its checksum is not the manifest's; "
                         f"{delete_advice(file)}"

@@ -12,6 +12,7 @@ from longfire.disk import write_whole
 from longfire.errors import SettingsError
 from longfire.json_types import JsonObject
 from longfire.own_files import read_toml_note
+from longfire.regular_files import read_regular
 from longfire.training.records import Values
 
 RUN_TOML = "run.toml"
@@ -81,7 +82,7 @@ class WandB:
         options = {
             "project": metrics.wandb_project,
             "mode": metrics.wandb_mode,
-            "id": kept.read_text(encoding="utf-8"),
+            "id": read_regular(kept).decode(errors="replace"),
             "name": folder.name,
         }
         self.run = wandb.init(

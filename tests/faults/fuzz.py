@@ -20,6 +20,7 @@ from pathlib import Path
 from tests.faults.damage import Kind
 from tests.faults.fuzz_checkpoint import CHECKPOINT_KIND
 from tests.faults.fuzz_config import CONFIG_KIND
+from tests.faults.fuzz_data import DATA_KIND
 from tests.faults.fuzz_export import EXPORT_KIND
 from tests.faults.fuzz_run import RUN_KIND, TOML_KIND, UNTRUSTED_KIND
 from tests.faults.fuzz_settings import SETTINGS_KIND
@@ -41,6 +42,7 @@ KINDS = {
     "untrusted": UNTRUSTED_KIND,
     "settings": SETTINGS_KIND,
     "config": CONFIG_KIND,
+    "data": DATA_KIND,
 }
 
 
