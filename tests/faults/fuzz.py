@@ -19,11 +19,15 @@ from pathlib import Path
 
 from tests.faults.damage import Kind
 from tests.faults.fuzz_checkpoint import CHECKPOINT_KIND
+from tests.faults.fuzz_commands import COMMANDS_KIND
 from tests.faults.fuzz_config import CONFIG_KIND
 from tests.faults.fuzz_data import DATA_KIND
 from tests.faults.fuzz_export import EXPORT_KIND
+from tests.faults.fuzz_files import FILES_KIND
+from tests.faults.fuzz_limits import LIMITS_KIND
 from tests.faults.fuzz_run import RUN_KIND, TOML_KIND, UNTRUSTED_KIND
 from tests.faults.fuzz_settings import SETTINGS_KIND
+from tests.faults.fuzz_signals import SIGNALS_KIND
 from tests.faults.fuzz_store import STORE_KIND
 
 CASE_SECONDS = 120  # of a case that hangs: a busy machine may take 40 for a plan
@@ -43,6 +47,10 @@ KINDS = {
     "settings": SETTINGS_KIND,
     "config": CONFIG_KIND,
     "data": DATA_KIND,
+    "files": FILES_KIND,
+    "signals": SIGNALS_KIND,
+    "limits": LIMITS_KIND,
+    "commands": COMMANDS_KIND,
 }
 
 

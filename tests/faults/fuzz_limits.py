@@ -1,0 +1,74 @@
+"""Low limits of memory, descriptors, threads and file sizes while a command runs.
+
+Memory is limited above what the imported packages have: with less, Python and torch themselves
+cannot start, and their libraries end the process.
+"""
+
+import json
+import os
+import random
+import resource
+from pathlib import Path
+
+from tests.faults.damage import Kind
+from tests.faults.forked import run_forked
+from tests.faults.workplace import (
+    COMMANDS,
+    assert_message,
+    assert_recovers,
+    kept,
+    make_workplace,
+    some_command,
+)
+
+CASE = "case.json"
+MIB = 2**20
+LIMITS = {
+    "memory": (16, 512),  # MiB above what the process has
+    "descriptors": (4, 40),  # above those that are open
+    "file_bytes": (0, 60_000),
+}
+NUMBERS = {
+    "memory": resource.RLIMIT_AS,
+    "descriptors": resource.RLIMIT_NOFILE,
+    "file_bytes": resource.RLIMIT_FSIZE,
+}
+
+
+def damage_limits(folder: Path, chance: random.Random) -> None:
+    """Choose a command and a limit."""
+    kind = chance.choice(list(LIMITS))
+    case = {
+        "command": some_command(folder, chance),
+        "kind": kind,
+        "amount": chance.randint(*LIMITS[kind]),
+    }
+    (folder / CASE).write_text(json.dumps(case))
+
+
+def limit(kind: str, amount: int) -> None:
+    """Set a limit of this process."""
+    if kind == "memory":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        amount = pages * os.sysconf("SC_PAGE_SIZE") + amount * MIB
+    elif kind == "descriptors":
+        amount += len(os.listdir("/proc/self/fd"))
+    _, hard = resource.getrlimit(NUMBERS[kind])
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(NUMBERS[kind], (amount, hard))
+
+
+def read_limits(folder: Path) -> None:
+    case = json.loads((folder / CASE).read_text())
+    name = case["command"]
+    before = kept(folder, COMMANDS[name])
+
+    def hurt() -> None:
+        limit(case["kind"], case["amount"])
+
+    ended = run_forked(COMMANDS[name].words, folder, hurt)
+    assert_message(ended)
+    assert_recovers(folder, name, before)
+
+
+LIMITS_KIND = Kind(make_workplace, damage_limits, read_limits)
