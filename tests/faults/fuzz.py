@@ -12,10 +12,12 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.faults.damage import Kind
 from tests.faults.fuzz_checkpoint import CHECKPOINT_KIND
@@ -81,27 +83,52 @@ def failure_of(kind: Kind, folder: Path) -> str:
     return f"left lying: {left}" if left else ""
 
 
-def fuzz(name: str, cases: int, seed: int, place: Path, kept: Path | None = None) -> list[str]:
-    """Try the cases of a kind in a folder; how those failed that did not survive."""
+class Tried(NamedTuple):
+    """How many cases were tried, and how those failed that did not survive."""
+
+    cases: int
+    failures: list[str]
+
+
+def fuzz(
+    name: str,
+    cases: int,
+    seed: int,
+    place: Path,
+    kept: Path | None = None,
+    until: float = float("inf"),
+) -> Tried:
+    """Try the cases of a kind in a folder, up to a time of the monotonic clock. Failures are
+    printed at once."""
     kind = KINDS[name]
     base = place / "base"
     kind.make(base)
-    failures = []
+    tried = Tried(0, [])
     for number in range(cases):
-        folder = place / "step-4"
-        shutil.copytree(base, folder)
-        kind.damage(folder, random.Random(f"{seed} {number}"))
+        if time.monotonic() >= until:
+            break
+        failure = failure_of_case(kind, base, random.Random(f"{seed} {number}"))
+        tried = Tried(number + 1, tried.failures)
         damaged = place / "damaged"
-        if kept:
-            shutil.copytree(folder, damaged, symlinks=True, copy_function=copy_if_regular)
-        failure = failure_of(kind, folder)
         if failure:
-            failures.append(f"{name}, seed {seed}, case {number}: {failure}")
+            tried.failures.append(f"{name}, seed {seed}, case {number}: {failure}")
+            print(tried.failures[-1], file=sys.stderr, flush=True)
         if failure and kept:
             shutil.move(damaged, kept / f"{name}-{seed}-{number}")
         shutil.rmtree(damaged, ignore_errors=True)
-        shutil.rmtree(folder)
-    return failures
+    return tried
+
+
+def failure_of_case(kind: Kind, base: Path, chance: random.Random) -> str:
+    """Damage a copy of the base, keep a copy of that as `damaged`, and read it; how that failed."""
+    folder = base.with_name("step-4")
+    shutil.copytree(base, folder)
+    kind.damage(folder, chance)
+    damaged = base.with_name("damaged")
+    shutil.copytree(folder, damaged, symlinks=True, copy_function=copy_if_regular)
+    failure = failure_of(kind, folder)
+    shutil.rmtree(folder)
+    return failure
 
 
 def copy_if_regular(source: str, target: str) -> None:
@@ -116,18 +143,18 @@ def main() -> int:
     parser.add_argument("--kind", choices=KINDS, required=True)
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="then no more cases")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"), metavar="FOLDER")
     options = parser.parse_args()
     options.keep.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as place:
-        failures = fuzz(options.kind, options.cases, options.seed, Path(place), options.keep)
-    for failure in failures[:20]:
-        print(failure, file=sys.stderr)
-    survived = options.cases - len(failures)
-    print(f"{options.kind}: {options.cases} tried, {survived} survived, seed {options.seed}")
-    if not failures and not any(options.keep.iterdir()):
+        tried = fuzz(options.kind, options.cases, options.seed, Path(place), options.keep, until)
+    survived = tried.cases - len(tried.failures)
+    print(f"{options.kind}: {tried.cases} tried, {survived} survived, seed {options.seed}")
+    if not tried.failures and not any(options.keep.iterdir()):
         options.keep.rmdir()
-    return int(bool(failures))
+    return int(bool(tried.failures))
 
 
 if __name__ == "__main__":
