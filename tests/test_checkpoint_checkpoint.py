@@ -234,3 +234,12 @@ def test_weights_can_be_read_while_training_saves_and_forgets(tmp_path, tiny_mod
         stop.set()
         thread.join()
     assert all(value == [number] for number, value in seen.items() if number)
+
+
+def test_a_start_removes_what_a_kill_has_left_of_a_save(tiny_model, tmp_path):
+    folder = tmp_path / "checkpoints"
+    for name in ("step-4.writing", "step-2.forgotten"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "shard-00000-model.safetensors").write_bytes(b"x")
+    assert not Checkpoints(folder, SYNC).restore(fresh(tiny_model()))
+    assert list(folder.iterdir()) == []

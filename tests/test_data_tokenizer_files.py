@@ -202,3 +202,12 @@ def test_the_second_text_of_a_pair_begins_with_bos_too(name):
         assert 256 not in words.encode("a", "b").ids
     ids = with_bos_rule(words, "<bos>", True).encode("a", "b").ids
     assert ids[:2] == [256, 97] and ids[ids.index(98) - 1] == 256
+
+
+def test_a_chat_template_that_is_not_utf_8_is_named(tmp_path):
+    from longfire.data.tokenizer import bytes_tokenizer, from_folder
+
+    bytes_tokenizer().save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"{{ \xff }}")
+    with pytest.raises(DataError, match=r"chat_template\.jinja: cannot be read as text"):
+        from_folder(tmp_path)

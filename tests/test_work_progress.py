@@ -44,3 +44,12 @@ def test_an_import_shows_its_parameters_and_changes_nothing():
 
     weights = [("a", torch.ones(2, 3)), ("b", torch.zeros(4))]
     assert list(with_progress(iter(weights), 10)) == weights
+
+
+def test_a_conversion_shows_its_parameters_and_changes_nothing():
+    import torch
+
+    from longfire.huggingface.convert import shown_progress
+
+    tensors = {"a": torch.ones(2, 3), "b": torch.zeros(4)}
+    assert list(shown_progress(tensors)) == list(tensors.items())

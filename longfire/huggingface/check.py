@@ -25,6 +25,7 @@ from longfire.huggingface.family import Family
 from longfire.huggingface.load import COMPUTED, load_weights, model_of, read_weights
 from longfire.model import Model
 from longfire.ops.forms import chosen
+from longfire.work_progress import WorkProgress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # seconds of imports
@@ -148,9 +149,12 @@ def compare_bytes(
     """The same without any model: each tensor of an export with what was written, one of both in
     memory at a time. Raises CheckpointError naming the tensor that differs."""
     size = 0
-    for name, found in read_weights(folder, model_config):
-        check_bytes(weights[name].to(written[name]).float(), found, name, folder)
-        size += found.numel() * written[name].itemsize
+    total = sum(weights[name].numel() for name in written)
+    with WorkProgress("compare", total, "parameters") as progress:
+        for name, found in read_weights(folder, model_config):
+            check_bytes(weights[name].to(written[name]).float(), found, name, folder)
+            size += found.numel() * written[name].itemsize
+            progress.add(found.numel())
     compare_tokenizer(tokenizer, folder)
     return Check(
         len(written),

@@ -9,6 +9,7 @@ so.
 """
 
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from longfire.huggingface.tensors import layout
 from longfire.initialise import build
 from longfire.mixers.mixer import Mixer
 from longfire.model import Model
+from longfire.work_progress import WorkProgress
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ def convert_weights(
     moved: list[Moved] = []
     fresh: set[Place] = set()
     refused: dict[str, str] = {}  # tensors of the source that did not fit -> the reason
-    for name, parameter in own_tensors(model).items():
+    for name, parameter in shown_progress(own_tensors(model)):
         place = Place.of(name, model_config)
         theirs = names.get(place, "")
         if name == "head.weight" and not theirs:
@@ -88,6 +90,15 @@ def convert_weights(
         why = refused.get(name) or absence(place, source.config, model_config)
         left.append(Left(name, why, tuple(tensor.shape)))
     return model, moved, left
+
+
+def shown_progress(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The same tensors, while it is shown how many of their numbers are done."""
+    total = sum(tensor.numel() for tensor in tensors.values())
+    with WorkProgress("convert", total, "parameters") as progress:
+        for name, tensor in tensors.items():
+            yield name, tensor
+            progress.add(tensor.numel())
 
 
 @torch.no_grad()

@@ -37,6 +37,7 @@ from longfire.huggingface.transformers_model import TransformersModel
 from longfire.huggingface.weight_files import INDEX, SINGLE
 from longfire.model import Model, on_meta
 from longfire.training.records import METRICS, records
+from longfire.work_progress import WorkProgress
 
 logger = logging.getLogger(__name__)
 
@@ -273,13 +274,18 @@ def write_weights(
         sizes[theirs] = math.prod(stored.shape) * types[theirs].itemsize
     shards = list(cut(sizes, shard_bytes))
     files: dict[str, str] = {}
-    for number, names in enumerate(shards, 1):
-        file = SINGLE
-        if len(shards) > 1:
-            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {theirs: rounded(wanted[theirs], weights, types[theirs]) for theirs in names}
-        save_file(tensors, folder / file, {"format": "pt"})
-        files |= dict.fromkeys(tensors, file)
+    total = sum(math.prod(stored.shape) for stored in wanted.values())
+    with WorkProgress("export", total, "parameters") as progress:
+        for number, names in enumerate(shards, 1):
+            file = SINGLE
+            if len(shards) > 1:
+                file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            tensors = {}
+            for theirs in names:
+                tensors[theirs] = rounded(wanted[theirs], weights, types[theirs])
+                progress.add(tensors[theirs].numel())
+            save_file(tensors, folder / file, {"format": "pt"})
+            files |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": files}
         write_json(folder / INDEX, index)
