@@ -32,7 +32,8 @@ from tests.faults.fuzz_settings import SETTINGS_KIND
 from tests.faults.fuzz_signals import SIGNALS_KIND
 from tests.faults.fuzz_store import STORE_KIND
 
-CASE_SECONDS = 120  # of a case that hangs: a busy machine may take 40 for a plan
+CPU_SECONDS = 60  # of a case that computes without an end
+WAIT_SECONDS = 300  # of a case that waits without an end: a busy machine makes others wait
 
 
 class TooSlow(BaseException):
@@ -57,25 +58,31 @@ KINDS = {
 
 
 @contextmanager
-def within(seconds: int) -> Iterator[None]:
-    """Raises TooSlow inside when the time is over."""
+def limited() -> Iterator[None]:
+    """Raises TooSlow inside when the time of a case is over, of the processor or of the clock."""
 
     def stop(*_: object) -> None:
-        raise TooSlow(f"more than {seconds} s")
+        raise TooSlow(f"more than {CPU_SECONDS} s of work, or than {WAIT_SECONDS} s in all")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    timers = {
+        signal.SIGPROF: (signal.ITIMER_PROF, CPU_SECONDS),
+        signal.SIGALRM: (signal.ITIMER_REAL, WAIT_SECONDS),
+    }
+    before = {number: signal.signal(number, stop) for number in timers}
+    for timer, seconds in timers.values():
+        signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for number, (timer, _) in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
 
 
 def failure_of(kind: Kind, folder: Path) -> str:
     """How a case did not survive; "" if it did."""
     try:
-        with within(CASE_SECONDS):
+        with limited():
             kind.read(folder)
     except (Exception, TooSlow):
         return traceback.format_exc()
