@@ -96,6 +96,7 @@ def become_command(
         code = end.code if isinstance(end.code, int) else 2
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT  # before the command has begun, or after it has ended
+        print("the signal came before the command, or after it", file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:
