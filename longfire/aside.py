@@ -64,7 +64,14 @@ def folder_aside(place: Path) -> Iterator[Path]:
             yield path
             shutil.rmtree(path, ignore_errors=True)
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_with_lock(path, lock)
+
+
+def remove_with_lock(folder: Path, lock: Path) -> None:
+    """Remove a folder and then its lock file, by which a later start finds a folder that could not
+    be removed now."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
         lock.unlink(missing_ok=True)
 
 
@@ -106,5 +113,6 @@ def remove_if_abandoned(path: Path, is_lock: bool) -> None:
     with suppress(OSError), open_without_link(path, "r+b") as opened:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if is_lock:
-            shutil.rmtree(path.with_name(path.name.removesuffix(LOCK)), ignore_errors=True)
-        path.unlink()
+            remove_with_lock(path.with_name(path.name.removesuffix(LOCK)), path)
+        else:
+            path.unlink()

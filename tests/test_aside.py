@@ -1,5 +1,6 @@
 """aside.py: what a killed process has written aside is removed by a later one, and nothing else is."""
 
+import shutil
 import subprocess
 import sys
 
@@ -79,3 +80,14 @@ def test_links_are_replaced_and_never_followed(tmp_path):
         put_in_place(aside, tmp_path / "place")
     assert not (tmp_path / "place").is_symlink()
     assert (tmp_path / "theirs").exists()
+
+
+def test_a_folder_that_cannot_be_removed_now_is_removed_by_a_later_start(tmp_path, monkeypatch):
+    place = tmp_path / "export"
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(OSError, match="the disk"), folder_aside(place):
+            raise OSError("the disk")
+    assert [name.endswith(".aside.lock") for name in names(tmp_path)] == [False, True]
+    remove_abandoned(tmp_path)
+    assert names(tmp_path) == []
