@@ -8,7 +8,9 @@ import json
 import os
 import random
 import resource
+import threading
 from pathlib import Path
+from unittest import mock
 
 from tests.faults.damage import Kind
 from tests.faults.forked import run_forked
@@ -27,6 +29,7 @@ LIMITS = {
     "memory": (16, 512),  # MiB above what the process has
     "descriptors": (4, 40),  # above those that are open
     "file_bytes": (0, 60_000),
+    "threads": (0, 8),  # that can be started
 }
 NUMBERS = {
     "memory": resource.RLIMIT_AS,
@@ -46,8 +49,26 @@ def damage_limits(folder: Path, chance: random.Random) -> None:
     (folder / CASE).write_text(json.dumps(case))
 
 
+class FewThreads:
+    """Starts so many threads, and then fails as Python does at RLIMIT_NPROC, which does not bind
+    the administrator, as whom a test may run."""
+
+    def __init__(self, amount: int) -> None:
+        self.left = amount
+        self.start = threading._start_new_thread
+
+    def __call__(self, *arguments: object) -> int:
+        if not self.left:
+            raise RuntimeError("can't start new thread")
+        self.left -= 1
+        return self.start(*arguments)
+
+
 def limit(kind: str, amount: int) -> None:
     """Set a limit of this process."""
+    if kind == "threads":
+        mock.patch("threading._start_new_thread", FewThreads(amount)).start()
+        return
     if kind == "memory":
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         amount = pages * os.sysconf("SC_PAGE_SIZE") + amount * MIB
