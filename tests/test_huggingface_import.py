@@ -538,3 +538,13 @@ def test_a_tokenizer_saved_again_is_the_same(source, tmp_path):
     assert (
         from_folder(tmp_path / "run" / "tokenizer").fingerprint == from_folder(source).fingerprint
     )
+
+
+def test_what_a_kill_has_left_of_an_import_is_removed_where_the_run_is_whole(source, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.toml").touch()
+    (tmp_path / ".run.0a1b2c3d.aside.lock").touch()
+    with pytest.raises(SettingsError, match="already there"):
+        import_hf(str(source), run)
+    assert not list(tmp_path.glob(".run.*"))

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longfire.aside import folder_aside
+from longfire.aside import folder_aside, remove_abandoned
 from longfire.checkpoint.folder import FORMAT, Facts, checksum, settled, write_manifest
 from longfire.checkpoint.provenance import IMAGES, task_of
 from longfire.checkpoint.restoring import load_model_weights
@@ -57,6 +57,7 @@ def import_hf(source: str, folder: Path, plugins: tuple[str, ...] = ()) -> Check
     for the tokenizer. Nothing is left behind then.
     """
     folder = Path(folder)
+    remove_abandoned(folder.parent, folder.name)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise SettingsError(f"{folder}: already there; name a new folder, or remove it")
     load_plugins(plugins)
