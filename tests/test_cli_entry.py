@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from longfire.cli import main
+from longfire.cli import entry, main
 from longfire.cli.arguments import Parser, take_settings
 from longfire.cli.entry import CLOSED_PIPE, COMMANDS
 from longfire.cli.old_words import systems
@@ -322,3 +322,16 @@ def test_an_unknown_earlier_system_is_refused_with_those_there_are(capsys):
     assert main(["train", "--help-old", "flam"]) == 2
     error = capsys.readouterr().err
     assert "the systems are flame, flame-accelerate" in error and "did you mean 'flame'" in error
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_an_error_while_a_signal_ends_a_command_hides_no_signal(stop, code, monkeypatch, capsys):
+    def command(words):
+        try:
+            raise stop
+        finally:
+            raise AttributeError("left half done by a library")
+
+    monkeypatch.setattr(entry, "run_command", command)
+    assert entry.main(["plan"]) == code
+    assert "fault" not in capsys.readouterr().err

@@ -59,19 +59,41 @@ def main(words: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
-        print("longfire: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return stopped_by(signal.SIGINT)
     except Terminated:
-        if not is_another_process():  # the first one says it for all
-            print("longfire: SIGTERM: stopped; what is whole on disk stays", file=sys.stderr)
-        return 128 + signal.SIGTERM
+        return stopped_by(signal.SIGTERM)
     except Exception as error:
+        number = signal_behind(error)
+        if number:
+            return stopped_by(number)
         if isinstance(error, BrokenPipeError) and stdout_is_closed():
             os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # where what is left goes at exit
             return CLOSED_PIPE
         if show_traceback:
             raise
         return report(error)
+
+
+def stopped_by(number: signal.Signals) -> int:
+    """Print that a signal ended the command; the exit code."""
+    if number == signal.SIGINT:
+        print("longfire: interrupted", file=sys.stderr)
+    elif not is_another_process():  # the first one says it for all
+        print("longfire: SIGTERM: stopped; what is whole on disk stays", file=sys.stderr)
+    return 128 + number
+
+
+def signal_behind(error: BaseException) -> signal.Signals | None:
+    """The signal that was ending the command when this error arose, as in a `finally` of a library
+    that an interrupt has left half done. None for an error with a message for the user."""
+    behind = None if isinstance(error, UserError) else error.__context__
+    while behind:
+        if isinstance(behind, KeyboardInterrupt):
+            return signal.SIGINT
+        if isinstance(behind, Terminated):
+            return signal.SIGTERM
+        behind = behind.__context__
+    return None
 
 
 def report(error: Exception) -> int:
