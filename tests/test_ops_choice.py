@@ -80,6 +80,8 @@ def test_every_op_has_the_forms_it_can_be_given():
             wanted.add("fla")
         if op in OF_TRITON:
             wanted.add("triton")
+        if op in (*OF_FLA, *OF_TRITON):
+            wanted.add("memory")
         assert module.FORMS.forms.keys() == wanted, op
 
 

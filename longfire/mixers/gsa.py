@@ -18,16 +18,12 @@ from longfire.ops.norm import RMSNorm
 @dataclass(frozen=True)
 class GSAConfig:
     num_heads: int = required("heads of queries", example=4)
-    num_kv_heads: int = key(
-        0, "heads of keys and values, which divide num_heads; 0: as many as num_heads"
-    )
+    num_kv_heads: int = key(0, "heads of keys and values, which divide num_heads; 0: num_heads")
     num_slots: int = key(64, "slots of a head; 0: as many as a key has channels")
     expand_k: float = key(1.0, "key size of all heads together / hidden_size")
     feature_map: str = key("swish", "of queries and keys: swish, relu or t2r")
     qk_norm: bool = key(False, "an RMSNorm over each head's query and key, before the feature map")
-    use_short_conv: bool = key(
-        False, "whether queries, keys and values pass a short causal convolution first"
-    )
+    use_short_conv: bool = key(False, "whether q, k and v pass a short causal convolution first")
     conv_size: int = key(4, "inputs that a short convolution sees, the current one included")
     gate_logit_normalizer: float = key(8.0, "keeps the decay near 1 at the start")
     elementwise_affine: bool = key(True, "whether the output norm has a weight")
@@ -47,9 +43,8 @@ class GSA(ConvolvedState):
     linear attention twice, in the first pass the slots are what the values' channels are, in the
     second what the keys' are. No scale in either.
 
-    Names are those of fla's GatedSlotAttention, whose output norm goes over all heads with eps 1e-5
-    whatever the model's is. With convolutions the values pass swish twice, there and after it. All
-    matrices begin as N(0, initializer_range) (fla's class).
+    Names are those of fla's GatedSlotAttention; the output norm goes over all heads, with eps 1e-5.
+    With convolutions the values pass swish twice. Matrices begin as N(0, initializer_range) (fla).
     """
 
     Config = GSAConfig

@@ -20,8 +20,7 @@ class Documents:
     max_length:  longest document, in tokens
     cu_lengths_cpu: int64, the same lengths on the CPU, for what the host decides by them: on CUDA
     it would wait for the device in every layer
-    cu_lengths_int64: the lengths on the device as fla's kernels take them: one tensor a batch, since
-    their tables of chunks are kept by its identity
+    cu_lengths_int64: the same on the device; fla's kernels keep tables by this tensor's identity
     """
 
     ids_BT: Tensor
@@ -37,12 +36,9 @@ class Documents:
                 torch._dynamo.maybe_mark_dynamic(lengths, 0)
 
     def to(self, device: torch.device | str) -> "Documents":
-        return replace(
-            self,
-            ids_BT=copy_to(self.ids_BT, device),
-            cu_lengths=copy_to(self.cu_lengths, device),
-            cu_lengths_int64=copy_to(self.cu_lengths_cpu, device),
-        )
+        ids_BT, lengths = copy_to(self.ids_BT, device), copy_to(self.cu_lengths, device)
+        int64 = copy_to(self.cu_lengths_cpu, device)
+        return replace(self, ids_BT=ids_BT, cu_lengths=lengths, cu_lengths_int64=int64)
 
     def of(self, numbers: Any) -> "Documents":
         """Those of some sequences: a slice, or their numbers."""
@@ -62,8 +58,7 @@ class Documents:
         cu_lengths_cpu = torch.cat([starts, starts.new_tensor([ids_BT.numel()])])
         cu_lengths = cu_lengths_cpu.int().to(ids_BT.device)
         longest = int(cu_lengths_cpu.diff().max())
-        lengths_int64 = cu_lengths_cpu.to(ids_BT.device)
-        return cls(ids_BT, cu_lengths, longest, cu_lengths_cpu, lengths_int64)
+        return cls(ids_BT, cu_lengths, longest, cu_lengths_cpu, cu_lengths_cpu.to(ids_BT.device))
 
 
 def continues(documents: Documents | None) -> Tensor | None:

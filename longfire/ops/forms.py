@@ -11,8 +11,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from longfire.ops.pretending import with_kernels
-
 OPS = (
     "attention",
     "attention_with_dropout",
@@ -24,8 +22,6 @@ OPS = (
     "selective_scan",
     "previous_token",
 )
-
-WITHOUT_KERNELS = ("attention", "previous_token")  # no kernels of fla and none of our own
 
 TensorFunction = Callable[..., Tensor]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -41,11 +37,8 @@ decided: dict[str, Choice] = {}
 
 
 def chosen(op: str) -> str:
-    """The form of this op that runs: "torch" until `choice.choose` was called; "memory" where a
-    planner's fake tensors stand for a CUDA device and its kernels."""
+    """The form of this op that runs: "torch" until `choice.choose` was called."""
     assert op in OPS, f"{op} has no choice of forms"
-    if with_kernels() and op not in WITHOUT_KERNELS:
-        return "memory"
     if op in decided:
         return decided[op].name
     return "torch"

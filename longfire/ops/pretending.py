@@ -3,7 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_as_on_cuda = _only_shapes = _with_kernels = False
+from longfire.ops.forms import OPS, Choice, decided
+
+WITHOUT_KERNELS = ("attention", "previous_token")  # no kernels of fla and none of our own
+
+_as_on_cuda = _only_shapes = False
 
 
 def as_on_cuda() -> bool:
@@ -18,21 +22,22 @@ def only_shapes() -> bool:
     return _only_shapes
 
 
-def with_kernels() -> bool:
-    """Whether ops hold what the kernels of fla and Triton hold, instead of our forms in torch."""
-    return _with_kernels
-
-
 @contextmanager
 def pretending_cuda(pretend: bool = True, kernels: bool = False) -> Iterator[None]:
     """Inside, fake tensors of the planner take the paths of a CUDA device that is not here (or, not
-    pretending, those of the CPU). kernels: of one on which the kernels of fla and Triton run."""
-    global _as_on_cuda, _only_shapes, _with_kernels
-    before = _as_on_cuda, _only_shapes, _with_kernels
+    pretending, those of the CPU). kernels: ops hold what the kernels of fla and Triton hold, and
+    not what our forms in torch do."""
+    global _as_on_cuda, _only_shapes
+    before = _as_on_cuda, _only_shapes
+    decided_before = dict(decided)
     _as_on_cuda = pretend
     _only_shapes = True
-    _with_kernels = pretend and kernels
+    if pretend and kernels:
+        memory = Choice("memory", "what kernels hold is planned")
+        decided.update({op: memory for op in OPS if op not in WITHOUT_KERNELS})
     try:
         yield
     finally:
-        _as_on_cuda, _only_shapes, _with_kernels = before
+        _as_on_cuda, _only_shapes = before
+        decided.clear()
+        decided.update(decided_before)

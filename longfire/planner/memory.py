@@ -94,8 +94,8 @@ class Meter:
 
     as_cuda: fake tensors are on the CPU whatever they stand for; this leaves out what only a CPU
     would do (ops.pretending.pretending_cuda). kernels: ops hold what the kernels of fla and Triton
-    hold, which run on CUDA where `model.kernels` is auto. is_cut: these tokens are a process's piece of
-    longer sequences.
+    hold, which run on CUDA where `model.kernels` is auto. is_cut: these tokens are a process's
+    piece of longer sequences.
     """
 
     def __init__(

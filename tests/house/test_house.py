@@ -114,7 +114,12 @@ PRIVATE_NAMES = {
     "gpu_check/roofline.py": {"torch._subclasses", "torch.utils._pytree"},
     "launch.py": {"atexit._run_exitfuncs"},
     "ops/attention_blocks.py": {"torch.ops.aten._scaled_dot_product_flash_attention"},
+    "ops/documents.py": {"torch._dynamo"},
     "ops/fast/float8.py": {"torch._scaled_mm"},
+    "ops/fast/varlen_attention.py": {
+        "torch.ops.aten._flash_attention_forward",
+        "torch.ops.aten._flash_attention_backward",
+    },
     "optim/clipping.py": {"_foreach_mul_"},
     "parallel/apply.py": {"torch._dynamo"},
     "planner/live_bytes.py": {

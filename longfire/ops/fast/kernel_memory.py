@@ -1,10 +1,10 @@
 """What fla's kernels (fla-core 0.6.0) allocate and keep, without numbers: for a planner's fake
 tensors, which stand for a CUDA device that is not here.
 
-Every kernel of SHAPES allocates what the one of the same name in custom_ops.KERNELS does, in the same order, and lets it go as
-early; nothing is computed. So what a step holds is counted as torch's allocator would count it:
-tests/null_gpu compares both. kernel_calls.py lies between these and our signatures, as it does for
-the kernels.
+Every kernel of SHAPES allocates what the one of the same name in custom_ops.KERNELS does, in the
+same order, and lets it go as early; nothing is computed. So what a step holds is counted as torch's
+allocator would count it: tests/null_gpu compares both. kernel_calls.py is between these and our
+signatures, as it is for the kernels.
 """
 
 from collections.abc import Callable
@@ -114,7 +114,9 @@ def fp32(x: Tensor) -> Tensor:
 
 
 def gla_forward(x: Inputs) -> tuple[Tensor, Tensor, Kept]:
-    q, k, v = x["q"], x["k"], x["v"]
+    q = x["q"]
+    k = x["k"]
+    v = x["v"]
     g_cumsum = fp32(x["g"])
     h = states(k, v, k.dtype)
     last = last_state(k, v)
@@ -136,7 +138,9 @@ def gla_wide_products(q: Tensor) -> Tensor | None:
 
 
 def gla_backward(x: Inputs, kept: Kept, d_o: Tensor) -> Inputs:
-    q, k, v = x["q"], x["k"], x["v"]
+    q = x["q"]
+    k = x["k"]
+    v = x["v"]
     g_cumsum, _ = kept
     h = states(k, v, torch.float32)
     d_h = torch.empty_like(h)
@@ -144,7 +148,8 @@ def gla_backward(x: Inputs, kept: Kept, d_o: Tensor) -> Inputs:
     d_A = squares(q, CHUNK, torch.float32)
     inside = fp32(q), fp32(k)
     d_g = torch.empty_like(g_cumsum)
-    d_q, d_k = fp32(q), fp32(k)
+    d_q = fp32(q)
+    d_k = fp32(k)
     del h, d_h, d_A, inside
     return {"q": d_q, "k": d_k, "v": d_v, "g": d_g}
 
@@ -153,7 +158,8 @@ def gla_backward(x: Inputs, kept: Kept, d_o: Tensor) -> Inputs:
 
 
 def simple_gla_forward(x: Inputs) -> tuple[Tensor, Tensor, Kept]:
-    k, v = x["k"], x["v"]
+    k = x["k"]
+    v = x["v"]
     kept = (fp32(x["g"]),) if "g" in x else ()
     h = states(k, v, k.dtype)
     last = last_state(k, v)
@@ -163,7 +169,9 @@ def simple_gla_forward(x: Inputs) -> tuple[Tensor, Tensor, Kept]:
 
 
 def simple_gla_backward(x: Inputs, kept: Kept, d_o: Tensor) -> Inputs:
-    q, k, v = x["q"], x["k"], x["v"]
+    q = x["q"]
+    k = x["k"]
+    v = x["v"]
     h = states(k, v, torch.float32)
     d_h = torch.empty_like(h)
     found = {"q": torch.empty_like(q), "k": torch.empty_like(k)}
@@ -185,7 +193,8 @@ def summed_parts(x: Tensor, count: int) -> Tensor:
 
 
 def recurrent_gla_forward(x: Inputs) -> tuple[Tensor, Tensor, Kept]:
-    k, v = x["k"], x["v"]
+    k = x["k"]
+    v = x["v"]
     last = last_state(k, v)
     o = summed_parts(v, parts(k.shape[-1], RECURRENT_PART))
     return o, last, (o,)
@@ -209,10 +218,12 @@ def recurrent_gla_backward(x: Inputs, kept: Kept, d_o: Tensor) -> Inputs:
 
 
 def gated_delta_forward(x: Inputs) -> tuple[Tensor, Tensor, Kept]:
-    k, v = x["k"], x["v"]
+    k = x["k"]
+    v = x["v"]
     g_cumsum = fp32(x["g"])
     A = squares(v, CHUNK, k.dtype)
-    w, u = torch.empty_like(k), torch.empty_like(v)
+    w = torch.empty_like(k)
+    u = torch.empty_like(v)
     h = states(k, v, k.dtype)
     last = last_state(k, v)
     new_v = torch.empty_like(u)
@@ -222,17 +233,25 @@ def gated_delta_forward(x: Inputs) -> tuple[Tensor, Tensor, Kept]:
 
 
 def gated_delta_backward(x: Inputs, kept: Kept, d_o: Tensor) -> Inputs:
-    q, k, v, beta = x["q"], x["k"], x["v"], x["beta"]
+    q = x["q"]
+    k = x["k"]
+    v = x["v"]
+    beta = x["beta"]
     g_cumsum, _ = kept
-    w, u = torch.empty_like(k), torch.empty_like(v)
+    w = torch.empty_like(k)
+    u = torch.empty_like(v)
     h = states(k, v, k.dtype)
     new_v = torch.empty_like(u)
     d_v = torch.empty_like(d_o)
     d_h = torch.empty_like(h)
     d_v = torch.empty_like(d_v)
-    d_q, d_k, d_w = torch.empty_like(q), torch.empty_like(k), torch.empty_like(w)
+    d_q = torch.empty_like(q)
+    d_k = torch.empty_like(k)
+    d_w = torch.empty_like(w)
     d_g = summed_parts(g_cumsum, parts(q.shape[-1], DELTA_PART))
-    d_k2, d_v, d_g2 = torch.empty_like(k), torch.empty_like(v), torch.empty_like(g_cumsum)
+    d_k2 = torch.empty_like(k)
+    d_v = torch.empty_like(v)
+    d_g2 = torch.empty_like(g_cumsum)
     d_beta = torch.empty_like(beta)
     d_g = torch.empty_like(d_g)
     del w, u, h, new_v, d_h, d_w, d_k2, d_g2
@@ -243,11 +262,15 @@ def gated_delta_backward(x: Inputs, kept: Kept, d_o: Tensor) -> Inputs:
 
 
 def kda_forward(x: Inputs) -> tuple[Tensor, Tensor, Kept]:
-    k, v = x["k"], x["v"]
+    k = x["k"]
+    v = x["v"]
     g_cumsum = fp32(x["g"])
-    A_qk, A_kk = squares(v, CHUNK, k.dtype), squares(v, CHUNK, k.dtype)
+    A_qk = squares(v, CHUNK, k.dtype)
+    A_kk = squares(v, CHUNK, k.dtype)
     diagonal = squares(v, BLOCK, torch.float32)
-    w, u, decayed_k = torch.empty_like(k), torch.empty_like(v), torch.empty_like(k)
+    w = torch.empty_like(k)
+    u = torch.empty_like(v)
+    decayed_k = torch.empty_like(k)
     del diagonal
     h = states(k, v, k.dtype)
     new_v = torch.empty_like(u)
@@ -258,20 +281,29 @@ def kda_forward(x: Inputs) -> tuple[Tensor, Tensor, Kept]:
 
 
 def kda_backward(x: Inputs, kept: Kept, d_o: Tensor) -> Inputs:
-    q, k, v, beta = x["q"], x["k"], x["v"], x["beta"]
+    q = x["q"]
+    k = x["k"]
+    v = x["v"]
+    beta = x["beta"]
     g_cumsum, _, A_kk = kept
-    w, u = torch.empty_like(k), torch.empty_like(v)
-    decayed_q, decayed_k = torch.empty_like(q), torch.empty_like(k)
+    w = torch.empty_like(k)
+    u = torch.empty_like(v)
+    decayed_q = torch.empty_like(q)
+    decayed_k = torch.empty_like(k)
     h = states(k, v, k.dtype)
     new_v = torch.empty_like(u)
     d_A_qk = squares(v, CHUNK, torch.float32)
     d_v = torch.empty_like(d_o)
     d_h = torch.empty_like(h)
     d_v = torch.empty_like(d_v)
-    d_q, d_k = fp32(q), fp32(k)
+    d_q = fp32(q)
+    d_k = fp32(k)
     d_v = torch.empty_like(v)
-    d_g, d_beta, d_A_kk = fp32(g_cumsum), fp32(beta), fp32(A_kk)
-    d_q2, d_k2 = torch.empty_like(d_q), torch.empty_like(d_k)
+    d_g = fp32(g_cumsum)
+    d_beta = fp32(beta)
+    d_A_kk = fp32(A_kk)
+    d_q2 = torch.empty_like(d_q)
+    d_k2 = torch.empty_like(d_k)
     count = parts(k.shape[-1], KDA_PART)
     d_beta_parts = beta.new_empty(count, *beta.shape, dtype=torch.float32)
     d_g2 = torch.empty_like(d_g)
@@ -300,13 +332,17 @@ class DplrChunks(NamedTuple):
 
 
 def dplr_chunks(x: Inputs) -> DplrChunks:
-    q, v = x["q"], x["v"]
+    q = x["q"]
+    v = x["v"]
     decays = fp32(x["gk"]), fp32(x["gk"])
-    A_qk, A_qb = squares(q, DPLR_CHUNK, q.dtype), squares(q, DPLR_CHUNK, q.dtype)
-    A_ab, A_ak = squares(q, DPLR_CHUNK, torch.float32), squares(q, DPLR_CHUNK, torch.float32)
+    A_qk = squares(q, DPLR_CHUNK, q.dtype)
+    A_qb = squares(q, DPLR_CHUNK, q.dtype)
+    A_ab = squares(q, DPLR_CHUNK, torch.float32)
+    A_ak = squares(q, DPLR_CHUNK, torch.float32)
     decayed = torch.empty_like(q), torch.empty_like(q), torch.empty_like(q), torch.empty_like(q)
     inverse = torch.empty_like(A_ab)
-    w, u = torch.empty_like(q), torch.empty_like(v)
+    w = torch.empty_like(q)
+    u = torch.empty_like(v)
     h = states(q, v, q.dtype, DPLR_CHUNK)
     new_v = torch.empty_like(u)
     return DplrChunks(decays, A_ab, (A_qk, A_qb, A_ak), decayed, w, u, inverse, h, new_v)
@@ -321,9 +357,11 @@ def dplr_forward(x: Inputs) -> tuple[Tensor, Tensor, Kept]:
 
 
 def dplr_backward(x: Inputs, kept: Kept, d_o: Tensor) -> Inputs:
-    q, v = x["q"], x["v"]
+    q = x["q"]
+    v = x["v"]
     made = dplr_chunks(x)._replace(A_ab=q, u=q)  # both are let go
-    d_A_qk, d_A_qb = squares(q, DPLR_CHUNK, torch.float32), squares(q, DPLR_CHUNK, torch.float32)
+    d_A_qk = squares(q, DPLR_CHUNK, torch.float32)
+    d_A_qb = squares(q, DPLR_CHUNK, torch.float32)
     d_u = torch.empty_like(v)
     d_h = torch.empty_like(made.h)
     d_new_v = torch.empty_like(d_u)
@@ -332,7 +370,8 @@ def dplr_backward(x: Inputs, kept: Kept, d_o: Tensor) -> Inputs:
     d_decayed = [torch.empty_like(q) for _ in range(4)]
     d_last_g = q.new_empty(B, parts(T, DPLR_CHUNK), H, K, dtype=torch.float32)
     made = made._replace(new_v=q)  # let go too
-    d_A_ab, d_A_ak = torch.empty_like(d_A_qk), torch.empty_like(d_A_qk)
+    d_A_ab = torch.empty_like(d_A_qk)
+    d_A_ak = torch.empty_like(d_A_qk)
     d_v = torch.empty_like(v)
     d_decayed.append(torch.empty_like(q))
     found = {"v": d_v}
