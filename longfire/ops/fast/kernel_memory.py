@@ -56,11 +56,12 @@ class _Shapes(torch.autograd.Function):
         ctx.kernel = kernel
         ctx.names = tuple(name for name in names if name not in kernel.lets_go)
         ctx.all_names = names
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(state, *[inputs[name] for name in ctx.names], *kept)
         return o.to(tensors[0].dtype), last_state
 
     @staticmethod
-    def backward(ctx: Any, d_o: Tensor, d_last_state: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_o: Tensor, d_last_state: Tensor | None) -> tuple[Tensor | None, ...]:
         state, *saved = ctx.saved_tensors
         inputs = dict(zip(ctx.names, saved))
         kept = tuple(saved[len(inputs) :])
