@@ -472,9 +472,9 @@ def test_rows_of_a_step_are_those_of_all_processes_with_rows_of_their_own(folder
         of_world(8, **{"parallelism.tensor_parallel_degree": "3"})
     with pytest.raises(
         SettingsError,
-        match="param_gather_dtype = 'float32' is about sharded parameters, but nothing is sharded",
+        match="param_gather_dtype = 'bfloat16' is about sharded parameters, but nothing is sharded",
     ):
-        compose(folder, **{"parallelism.param_gather_dtype": "float32"})
+        compose(folder, **{"parallelism.param_gather_dtype": "bfloat16"})
 
 
 def test_who_reads_a_run_is_alone_whatever_its_plan(folder):

@@ -3,7 +3,6 @@ meaning for so many processes."""
 
 from collections.abc import Iterator
 
-from longfire.config import settings
 from longfire.config.run_settings import RunSettings
 from longfire.config.transformers_config import TransformersConfig
 from longfire.parallel import stages
@@ -76,10 +75,9 @@ def of_sharding_settings(run: RunSettings) -> Iterator[str]:
     """Settings of sharded parameters are given only where some are sharded."""
     if run.data_processes * run.degrees["cp"] > 1:
         return
-    value = run.parallelism.param_gather_dtype
-    if value != settings.Parallelism.param_gather_dtype:
+    if run.parallelism.param_gather_dtype == "bfloat16":
         yield (
-            f"parallelism.param_gather_dtype = {value!r} is about sharded parameters, but nothing "
+            "parallelism.param_gather_dtype = 'bfloat16' is about sharded parameters, but nothing "
             "is sharded here: leave it out"
         )
 
