@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from conftest import tiny_config
 from plans import CPU, HYBRID, OPTIMIZER, PLANS, T, parts, steps
+from sets import slow_unless
 from torch.distributed.fsdp import FSDPModule
 from worlds import in_processes
 
@@ -22,7 +23,7 @@ from longfire.parallel.apply import parallelize, sharded
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.parameter_gather import RoundedGather, Segment, layout
 
-pytestmark = pytest.mark.dtype
+QUICK_MIXERS = {"attention", "gla", "mamba", "rwkv7"}
 
 
 def bf16_state(mesh: Mesh, mixers: tuple[str, ...], given: dict[str, Any], changes: dict) -> State:
@@ -59,7 +60,7 @@ def assert_equal(
                 assert got.equal(wanted), name
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("mixer", slow_unless(lambda mixer: mixer in QUICK_MIXERS, MIXERS))
 def test_no_number_of_a_mixer_changes(mixer):
     assert_equal((mixer,))
 
@@ -79,6 +80,7 @@ def test_no_number_of_a_plan_changes(plan):
     assert_equal(HYBRID, plan)
 
 
+@pytest.mark.dtype
 @pytest.mark.parametrize(
     "changes", [{"tie_word_embeddings": True}, {"residual_in_fp32": True}], ids=str
 )
