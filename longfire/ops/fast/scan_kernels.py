@@ -251,7 +251,7 @@ def scan(
     D, N)). All tensors are contiguous; A and h are of the working dtype."""
     B, T, D = x_BTD.shape
     N = A_DN.shape[1]
-    y_BTD, last_BDN, before_BCDN = shapes_of_scan(x_BTD, h_BDN)
+    y_BTD, last_BDN, before_BCDN = shapes_of_scan(x_BTD, h_BDN, TOKENS)
     scan_kernel[(B, triton.cdiv(D, BLOCK_CHANNELS))](
         x_BTD,
         dt_BTD,
@@ -285,7 +285,7 @@ def scan_shapes(
     h_BDN: Tensor,
     starts_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return shapes_of_scan(x_BTD, h_BDN)
+    return shapes_of_scan(x_BTD, h_BDN, TOKENS)
 
 
 @torch.library.custom_op("longfire::scan_by_kernels_backward", mutates_args=())

@@ -129,7 +129,7 @@ class _Scan(torch.autograd.Function):
         flows_BT: Tensor | None,
         *inputs: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        y_BTD, last_BDN, before_BCDN = shapes_of_scan(inputs[0], inputs[-1])
+        y_BTD, last_BDN, before_BCDN = shapes_of_scan(inputs[0], inputs[-1], TOKENS)
         ctx.save_for_backward(flows_BT, *inputs[:-1], before_BCDN)
         return y_BTD, last_BDN, before_BCDN
 
@@ -158,9 +158,11 @@ class _Scan(torch.autograd.Function):
         return None, d_x_BTD, d_dt_BTD, d_A_BDN.sum(0), d_B, d_C, d_first_BDN
 
 
-def shapes_of_scan(x_BTD: Tensor, h_BDN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def shapes_of_scan(
+    x_BTD: Tensor, h_BDN: Tensor, chunk_tokens: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """The results of `scan`, without numbers."""
     B, T, _ = x_BTD.shape
-    chunks = -(-T // TOKENS)
+    chunks = -(-T // chunk_tokens)
     before_BCDN = h_BDN.new_empty(B, chunks, *h_BDN.shape[1:])
     return torch.empty_like(x_BTD), torch.empty_like(h_BDN), before_BCDN
