@@ -21,7 +21,7 @@ from longfire.ops.attention_choice import local_sequence
 from longfire.parallel import context, float8_layers, pipeline, remat, tensor
 from longfire.parallel.axes import DATA, SHARDS
 from longfire.parallel.mesh import ALONE, Mesh
-from longfire.parallel.parameter_gather import gather_rounded
+from longfire.parallel.parameter_gather import gather_rounded, gathers_rounded
 from longfire.parallel.plan import reshards
 from longfire.parallel.sharding import local, placed_parameters
 
@@ -133,11 +133,11 @@ def shard(
             mp_policy=precision,
             offload_policy=offload,
         )
-    gathers_rounded = parallelism.param_gather_dtype == "auto" and mesh.size(*SHARDS) > 1
-    gathers_rounded = gathers_rounded and model.compute_dtype == torch.bfloat16
+    shards = mesh.size(*SHARDS)
+    travels_rounded = gathers_rounded(parallelism, model.compute_dtype, shards)
     for module in sharded(model):
-        if gathers_rounded:
-            gather_rounded(module, mesh.size(*SHARDS), model.compute_dtype)
+        if travels_rounded:
+            gather_rounded(module, shards, model.compute_dtype)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(
             True

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from longfire.config.settings import Parallelism
 from longfire.ops.linear import Linear
 from longfire.row_shards import local
 
@@ -113,6 +114,12 @@ def layout(segments: Sequence[Segment], sent_dtype: torch.dtype) -> tuple[list[S
         begin = end
     sent_bytes = -(-next_byte[True] // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
     return spans, sent_bytes
+
+
+def gathers_rounded(parallelism: Parallelism, compute_dtype: torch.dtype, shards: int) -> bool:
+    """Whether matrices travel in bf16: where they are multiplied in it, and `shards` processes cut them."""
+    is_asked = parallelism.param_gather_dtype == "auto"
+    return is_asked and compute_dtype == torch.bfloat16 and shards > 1
 
 
 def gather_rounded(module: FSDPModule, processes: int, sent_dtype: torch.dtype) -> None:

@@ -25,6 +25,7 @@ from longfire.parallel.context_cost import (
     Workload,
 )
 from longfire.parallel.cost import Device
+from longfire.parallel.parameter_gather import gathers_rounded
 from longfire.parallel.pipeline_stage import costs
 from longfire.parallel.remat import is_recomputed
 from longfire.parallel.strategy import Ranked
@@ -196,10 +197,9 @@ class MeasuredRun:
             * BYTES[self.dtype]
         )
 
-    @property
-    def gathers_rounded(self) -> bool:
+    def gathers_rounded(self, plan: Plan) -> bool:
         """Whether matrices travel in bf16 to where they are used."""
-        return self.run.parallelism.param_gather_dtype == "auto" and self.dtype == "bfloat16"
+        return gathers_rounded(self.run.parallelism, getattr(torch, self.dtype), plan.shards)
 
     def with_strategy(self, plan: Plan) -> Plan:
         """The same with the best strategy."""

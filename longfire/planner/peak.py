@@ -40,7 +40,7 @@ class ProcessMemory:
             run.parallelism,
             self.names,
             self.group,
-            measured.gathers_rounded and plan.shards > 1,
+            measured.gathers_rounded(plan),
         )
         self.parts: dict[int | str, Part] = {}
         self.cuts: dict[int | str, FSDPMemory] = {}

@@ -3,7 +3,7 @@ pipeline stages, the optimizer. parallel/cost.py has the formulas."""
 
 from collections.abc import Iterator, Sequence
 
-from longfire.config.settings import Remat
+from longfire.config.settings import Parallelism, Remat
 from longfire.parallel import cost, stages
 from longfire.parallel.context_cost import CommunicationCost
 from longfire.parallel.plan import reshards
@@ -121,11 +121,9 @@ class StepCommunication:
             return
         numbers = self.numbers()
         each = 4
-        if self.settings.param_gather_dtype == "bfloat16" or self.measured.gathers_rounded:
+        if self.settings.param_gather_dtype == "bfloat16" or self.measured.gathers_rounded(plan):
             each = 2
-        gathers = 1
-        if reshards(self.settings, plan.pp, plan.shards):
-            gathers = 2 * plan.microbatches
+        gathers = gatherings(self.settings, plan)
         sent = gathers * cost.gathered_bytes(each * numbers, plan.shards)
         yield self.over(
             self.sharding_axis,
@@ -221,6 +219,13 @@ def offload_seconds(measured: MeasuredRun, plan: Plan) -> float:
     return slowest
 
 
+def gatherings(parallelism: Parallelism, plan: Plan) -> int:
+    """How often a step gathers each block: once, or for each forward and backward."""
+    if reshards(parallelism, plan.pp, plan.shards):
+        return 2 * plan.microbatches
+    return 1
+
+
 def parameter_copy_seconds(measured: MeasuredRun, plan: Plan, compute: float) -> float:
     """With cpu_offload, what a step waits for shards of parameters that come from the host and
     gradients that go there, beside the one copy of each that is counted with the optimizer. Copies
@@ -228,10 +233,7 @@ def parameter_copy_seconds(measured: MeasuredRun, plan: Plan, compute: float) ->
     parallelism = measured.run.parallelism
     if not parallelism.cpu_offload:
         return 0.0
-    gathers = 1
-    if reshards(parallelism, plan.pp, plan.shards):
-        gathers = 2 * plan.microbatches
-    copies = gathers - 1 + plan.microbatches - 1
+    copies = gatherings(parallelism, plan) - 1 + plan.microbatches - 1
     seconds = copies * MASTER_BYTES * most_numbers(measured, plan) / cost.HOST_LINK
     return max(0.0, seconds - compute)
 
