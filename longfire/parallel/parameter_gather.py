@@ -117,7 +117,8 @@ def layout(segments: Sequence[Segment], sent_dtype: torch.dtype) -> tuple[list[S
 
 
 def gathers_rounded(parallelism: Parallelism, compute_dtype: torch.dtype, shards: int) -> bool:
-    """Whether matrices travel in bf16: where they are multiplied in it, and `shards` processes cut them."""
+    """Whether matrices travel in bf16: where they are multiplied in it, and `shards`
+    processes cut them."""
     is_asked = parallelism.param_gather_dtype == "auto"
     return is_asked and compute_dtype == torch.bfloat16 and shards > 1
 
