@@ -354,9 +354,15 @@ class Watchdog:
                 left = self.last + limit - time.monotonic()
                 if left <= 0:
                     self.end(limit)
-                faulthandler.dump_traceback_later(left + self.grace_seconds, exit=True, file=STDERR)
+                self.set_second_timer(left + self.grace_seconds)
             self.look.wait(left)
             self.look.clear()
+
+    def set_second_timer(self, seconds: float) -> None:
+        """Let faulthandler end the process after so many seconds; not where the system refuses it
+        the thread or the memory that it needs, since training goes on without it."""
+        with suppress(RuntimeError):
+            faulthandler.dump_traceback_later(seconds, exit=True, file=STDERR)
 
     def end(self, limit: int) -> None:
         write_to_stderr(
