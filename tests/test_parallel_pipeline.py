@@ -1,5 +1,7 @@
 """parallel/pipeline.py, stages.py: loss and unclipped gradient of every parameter equal those of one process, in any order."""
 
+import os
+
 import pytest
 import torch
 from sets import slow_unless
@@ -21,7 +23,7 @@ from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.pipeline import cut
 from longfire.parallel.remat import save_memory
 from longfire.parallel.sharding import sharding_of
-from longfire.parallel.stages import StageLayout, cheapest, layout, refusals
+from longfire.parallel.stages import StageLayout, cheapest, layout, read_order, refusals
 
 SCHEDULES = [
     "GPipe",
@@ -486,6 +488,28 @@ def test_what_cannot_run_is_told_before(settings, count, told, tmp_path, tiny_co
         settings["pipeline_parallel_schedule_csv"] = str(tmp_path / "order.csv")
     reasons = list(refusals(tiny_config(*HYBRID), 2, Parallelism(**settings), count))
     assert any(told in reason for reason in reasons), reasons
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"0F0,0B0\n1F0,1B0\n\xff", "is no text in UTF-8"),
+        (b"0F999999,0B999999\n999999F0,999999B0\n", "is no order"),  # 10^12 pairs are not listed
+        (b"0F" + b"9" * 5000, "is no order"),
+        (b"", "is no order"),
+    ],
+)
+def test_an_order_of_odd_bytes_is_an_error(content, problem, tmp_path):
+    file = tmp_path / "order.csv"
+    file.write_bytes(content)
+    with pytest.raises(SettingsError, match=problem):
+        read_order(str(file))
+
+
+def test_an_order_in_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "order.csv")
+    with pytest.raises(SettingsError, match="it is a FIFO"):
+        read_order(str(tmp_path / "order.csv"))
 
 
 def test_a_teacher_sees_whole_models(tiny_config):

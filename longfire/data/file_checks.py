@@ -9,7 +9,7 @@ from pathlib import Path
 from longfire.data import formats
 from longfire.data.chosen_files import ChosenFiles, some
 from longfire.errors import DataError
-from longfire.regular_files import refuse_irregular
+from longfire.regular_files import open_regular, refuse_irregular
 
 NUMBERED = re.compile(r"^(?P<before>.*?)(?P<number>\d+)-of-(?P<count>\d+)(?P<after>.*)$")
 # The hash of a part, which `push_to_hub` once put behind -of-00003.
@@ -110,7 +110,7 @@ def check_pointers(files: Iterable[Path]) -> None:
             raise DataError(f"{file}: cannot be read: {error.strerror}") from error
         if file.stat().st_size > POINTER_BYTES:
             continue
-        with open(file, "rb") as opened:
+        with open_regular(file) as opened:
             content = opened.read(POINTER_BYTES)
         if content.startswith(POINTERS):
             raise DataError(

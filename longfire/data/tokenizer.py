@@ -30,6 +30,7 @@ from longfire.data.tokenizer_files import (
 from longfire.data.tokenizer_sources import BOS, EOS, Found, find, in_folder
 from longfire.disk import write_whole
 from longfire.errors import DataError, SettingsError
+from longfire.regular_files import read_regular
 
 PIECE_CHARACTERS = 500_000  # longer texts are cut where that changes nothing (`cuts`)
 COMPARED_CHARACTERS = 2_000  # on both sides of a cut
@@ -263,7 +264,7 @@ def is_long(text: str) -> bool:
 def write_changed(file: Path, content: bytes) -> None:
     """Write a file unless it has this content."""
     file.parent.mkdir(exist_ok=True)
-    if not file.is_file() or file.read_bytes() != content:
+    if not file.is_file() or read_regular(file) != content:
         write_whole(file, content)
 
 

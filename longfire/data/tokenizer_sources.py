@@ -72,7 +72,7 @@ def in_folder(folder: Path) -> Found:
     if (folder / "tokenizer.json").is_file():
         return in_file(folder / "tokenizer.json")
     model_file = folder / MODEL_FILE
-    if model_file.is_file() and is_sentencepiece(model_file.read_bytes()):
+    if model_file.is_file() and is_sentencepiece(read_regular(model_file)):
         return in_sentencepiece_file(model_file)
     failure = (
         f"{folder}: no tokenizer.json and no SentencePiece {MODEL_FILE} in this folder, and "

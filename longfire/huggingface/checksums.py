@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from longfire.errors import CheckpointError
+from longfire.regular_files import open_regular, read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def report_change(folder: Path, name: str) -> None:
 def read_checksums(sums: Path) -> dict[str, str]:
     """File -> hash. Raises CheckpointError for a line of another form."""
     try:
-        lines = sums.read_bytes().decode().split("\n")
+        lines = read_regular(sums).decode().split("\n")
     except UnicodeDecodeError:
         lines = [""]
     if len(lines) > 1 and lines[-1] == "":
@@ -100,7 +101,7 @@ def digests_of(files: list[Path]) -> list[str]:
 
 def digest_of(file: Path) -> str:
     digest = sha256()
-    with open(file, "rb") as opened:
+    with open_regular(file) as opened:
         while block := opened.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()

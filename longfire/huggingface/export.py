@@ -36,6 +36,7 @@ from longfire.huggingface.transformers_files import compare_saved, save
 from longfire.huggingface.transformers_model import TransformersModel
 from longfire.huggingface.weight_files import INDEX, SINGLE
 from longfire.model import Model, on_meta
+from longfire.regular_files import read_regular
 from longfire.training.records import METRICS, records
 from longfire.work_progress import WorkProgress
 
@@ -254,7 +255,7 @@ def is_export(folder: Path) -> bool:
     card = folder / "README.md"
     if not card.is_file():
         return False
-    return "longfire" in card.read_text(encoding="utf-8", errors="replace")
+    return b"longfire" in read_regular(card)
 
 
 def write_weights(

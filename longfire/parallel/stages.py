@@ -5,18 +5,19 @@ loop   stages 0 1 2 3 on processes 0 1 0 1
 v      stages 0 1 2 3 on processes 0 1 1 0
 """
 
-import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 from longfire.config.model_config import ModelConfig
 from longfire.config.settings import Parallelism
 from longfire.config.transformers_config import TransformersConfig
 from longfire.errors import SettingsError
+from longfire.regular_files import read_regular
 
 # schedule of torch.distributed.pipelining -> stages of a process, unless points say otherwise
 STAGES_EACH = {
@@ -31,6 +32,7 @@ STAGES_EACH = {
 ONE_STAGE = {"GPipe", "1F1B"}
 V_SHAPED = {"ZBVZeroBubble", "DualPipeV"}  # two stages a process, always
 ROUNDS = {"Interleaved1F1B", "InterleavedZeroBubble"}  # micro-batches go in rounds of equal size
+ENTRY = re.compile(r"(?<![0-9])([0-9]{1,6})(F|B|I|W)([0-9]{1,6})(?![0-9])")  # of an order
 KEYS = ("schedule", "schedule_csv", "split_points", "microbatches", "degree")
 SCHEDULE, CSV, POINTS, MICROBATCHES, DEGREE = (
     f"parallelism.pipeline_parallel_{key}" for key in KEYS
@@ -153,11 +155,12 @@ def with_one_more_stage(
 def read_order(file: str) -> ScheduleOrder:
     """Raises SettingsError naming the file and what is wrong with it."""
     try:
-        with open(file, newline="", encoding="utf-8") as text:
-            rows = list(csv.reader(text))
+        lines = read_regular(Path(file)).decode().splitlines()
     except OSError as error:
         raise SettingsError(f"{CSV} = {file!r} cannot be read: {error.strerror}") from error
-    actions = actions_in(rows)
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{CSV} = {file!r} is no text in UTF-8: {error.reason}") from error
+    actions = actions_in(lines)
     where: dict[int, int] = {}
     microbatches = 0
     for action in actions:
@@ -182,11 +185,12 @@ class Action(NamedTuple):
     microbatch: int
 
 
-def actions_in(rows: list[list[str]]) -> list[Action]:
-    """The entries of all processes, each of which has a row."""
+def actions_in(lines: list[str]) -> list[Action]:
+    """The entries of all processes, each of which has a line. Numbers of more than 6 digits count
+    no stages and micro-batches of any machine: they are no entries."""
     found: list[Action] = []
-    for process, row in enumerate(rows):
-        for stage, kind, microbatch in re.findall(r"(\d+)(F|B|I|W)(\d+)", " ".join(row)):
+    for process, line in enumerate(lines):
+        for stage, kind, microbatch in ENTRY.findall(line):
             found.append(Action(process, int(stage), kind, int(microbatch)))
     return found
 
@@ -198,12 +202,14 @@ def is_complete(
 ) -> bool:
     """Whether every stage has one forward and one backward of each micro-batch, whole or in two
     halves, on its own process. where: the process of each stage."""
-    wanted = list(product(range(len(where)), range(microbatches)))
     by_kind: dict[str, list[tuple[int, int]]] = {letter: [] for letter in "FBIW"}
     for action in actions:
         if where[action.stage] == action.process:
             by_kind[action.kind].append((action.stage, action.microbatch))
     forwards, wholes, firsts, seconds = map(sorted, by_kind.values())
+    if len(forwards) != len(where) * microbatches:
+        return False
+    wanted = list(product(range(len(where)), range(microbatches)))
     has_backwards = sorted(wholes + firsts) == wanted and firsts == seconds
     return bool(wanted) and forwards == wanted and has_backwards
 

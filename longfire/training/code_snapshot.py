@@ -24,6 +24,7 @@ from longfire.aside import folder_aside
 from longfire.config.run import Run
 from longfire.disk import put_in_place
 from longfire.plural import counted
+from longfire.regular_files import read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ def newest_snapshot(folder: Path) -> Path | None:
 def contents_of(snapshot: Path) -> Contents:
     """The files of a snapshot."""
     files: Iterable[Path] = (file for file in snapshot.rglob("*") if file.is_file())
-    return {file.relative_to(snapshot).as_posix(): file.read_bytes() for file in files}
+    return {file.relative_to(snapshot).as_posix(): read_regular(file) for file in files}
 
 
 def write_contents(place: Path, contents: Mapping[str, bytes]) -> None:

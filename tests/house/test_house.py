@@ -426,6 +426,43 @@ def test_no_promise_left_in_code(file):
     assert not re.search(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError)\b", file.read_text())
 
 
+# Files that open others by themselves, and which: all that a user can name or bring is opened by
+# regular_files, where a FIFO, a device or a socket is an error and not waited for.
+OPENERS = {
+    "regular_files": "",
+    "aside": "a lock of its own",
+    "checkpoint/shards": "writes its own file",
+    "cli/entry": "/dev/null",
+    "cli/failures": "writes its own file",
+    "cli/lasting_output": "/dev/null",
+    "disk": "a folder, to flush it",
+    "gpu_check/check": "writes its own file",
+    "gpu_check/processes": "its own files",
+    "gpu_check/short_run": "its own files",
+    "images/decoding": "bytes in memory",
+    "launch": "a descriptor",
+    "training/code_snapshot": "files of the package, without following links",
+    "training/environment": "/proc",
+    "training/memory_check": "/sys",
+    "training/reporting": "no file",
+}
+OPENING = {"open", "read_text", "read_bytes"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_files_are_opened_by_regular_files(file):
+    if name_of(file).removesuffix(".py") in OPENERS:
+        return
+    for node in ast.walk(tree(file)):
+        if not isinstance(node, ast.Call):
+            continue
+        of_name = isinstance(node.func, ast.Name) and node.func.id == "open"
+        of_object = isinstance(node.func, ast.Attribute) and node.func.attr in OPENING
+        assert not of_name and not of_object, (
+            f"{name_of(file)}:{node.lineno} opens a file: use longfire.regular_files"
+        )
+
+
 LIGHT = [
     "__init__",
     "auto_classes",
