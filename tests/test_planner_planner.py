@@ -161,6 +161,18 @@ def test_parameters_on_the_host_are_counted_there(compose):
     assert little.with_largest(own).largest["batch_size"] == 0
 
 
+def test_a_gradient_is_on_the_device_before_it_goes_to_the_host(compose):
+    """FSDP reduces the gradients of a part into a tensor of the device, which is then copied."""
+
+    def reductions(cpu_offload: bool) -> dict[str, float]:
+        settings = {"training.global_batch_size": 16, "parallelism.cpu_offload": cpu_offload}
+        planner = Planner(compose(SMALL, 8, **settings), H100)
+        moments = planner.memories(planner.of_recipe())[0].moments()
+        return {m.where: m.gathered for m in moments if m.where.startswith("gradients of")}
+
+    assert reductions(True) == reductions(False)
+
+
 def test_activations_on_the_host_are_counted_there(compose):
     """What is no longer kept on the device is kept on the host, and is copied there and back."""
     offloaded = {"activation_checkpoint.offload": True, "training.device": "auto"}

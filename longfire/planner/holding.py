@@ -121,7 +121,7 @@ class Shards:
         return self.shard(name)
 
     def shard(self, name: int | str) -> float:
-        """The gradient of the shard of a part."""
+        """The gradient of the shard of a part, as far as it stays on the device."""
         if self.offload:
             return 0.0
         return float(MASTER_BYTES * self.group[name].shard)
@@ -152,7 +152,7 @@ class Shards:
             self.always
             + self.of_block(name)
             + (1 if self.accumulates else 2) * self.sent(name)
-            + self.shard(name)
+            + MASTER_BYTES * self.group[name].shard  # with cpu_offload before it leaves the device
         )
 
     def sent(self, name: int | str) -> float:
