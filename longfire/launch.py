@@ -210,9 +210,31 @@ class Terminated(BaseException):
     """SIGTERM where nothing has to be saved first. Not an Exception: it ends the process."""
 
 
+class EndingSignal:
+    """The signal that ends a command, None before one arrives. It is noted because a library may
+    put an error of its own in the place of the exception that the signal has raised."""
+
+    def __init__(self) -> None:
+        self.number: signal.Signals | None = None
+
+    def terminate(self, number: int, _: FrameType | None) -> NoReturn:
+        """The handler of SIGTERM."""
+        self.number = signal.Signals(number)
+        raise Terminated
+
+    def interrupt(self, number: int, _: FrameType | None) -> NoReturn:
+        """The handler of SIGINT."""
+        self.number = signal.Signals(number)
+        raise KeyboardInterrupt
+
+
 @contextmanager
-def terminable(grace_seconds: float = TERM_SECONDS) -> Iterator[None]:
-    """SIGTERM raises Terminated inside, so that what is half written is removed on the way out.
+def terminable(
+    ending: EndingSignal | None = None,
+    grace_seconds: float = TERM_SECONDS,
+) -> Iterator[None]:
+    """SIGTERM raises Terminated inside, so that what is half written is removed on the way out, and
+    SIGINT KeyboardInterrupt, unless it is ignored. Which came is noted in `ending`.
 
     Python handles a signal between two of its own operations. Where a library does not return for
     grace_seconds (it trains a tokenizer, or waits for other processes), a thread ends the process.
@@ -223,7 +245,11 @@ def terminable(grace_seconds: float = TERM_SECONDS) -> Iterator[None]:
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    before = signal.signal(signal.SIGTERM, raise_terminated)
+    ending = ending or EndingSignal()
+    before = signal.signal(signal.SIGTERM, ending.terminate)
+    interrupt_before = signal.getsignal(signal.SIGINT)
+    if interrupt_before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, ending.interrupt)
     woken_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread = threading.Thread(
         target=end_after_a_signal, args=(reader, grace_seconds), name="sigterm", daemon=True
@@ -234,12 +260,9 @@ def terminable(grace_seconds: float = TERM_SECONDS) -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(woken_before)
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt_before)
         os.close(writer)  # which ends the thread
         thread.join()
-
-
-def raise_terminated(number: int, _: FrameType | None) -> NoReturn:
-    raise Terminated
 
 
 def end_after_a_signal(reader: int, grace_seconds: float) -> None:

@@ -19,19 +19,24 @@ KINDS = {
 WITHOUT_WAITING = os.O_NONBLOCK | os.O_CLOEXEC
 
 
+class IrregularFileError(OSError):
+    """A folder, a FIFO, a device or a socket where a regular file is expected."""
+
+
 def refuse_irregular(file: Path) -> None:
-    """Raises OSError for a FIFO, a socket or a device, without opening it, and for a file that is
-    not there."""
+    """Raises IrregularFileError for a folder, a FIFO, a socket or a device, without opening it, and
+    FileNotFoundError."""
     refuse_kind(os.stat(file).st_mode, file)
 
 
 def refuse_kind(mode: int, file: Path) -> None:
-    """Raises OSError where the mode of a file is not that of a regular one."""
+    """Raises IrregularFileError where the mode of a file is not that of a regular one."""
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+        raise IrregularFileError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "of an unknown kind")
-        raise OSError(errno.EINVAL, f"it is {kind}, and a regular file is expected", str(file))
+        reason = f"it is {kind}, and a regular file is expected"
+        raise IrregularFileError(errno.EINVAL, reason, str(file))
 
 
 def open_regular(file: Path) -> BinaryIO:

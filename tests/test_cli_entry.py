@@ -1,10 +1,13 @@
 """cli.py: help is instant and whole; a mistake is one message and an exit code; every command line of the story is understood."""
 
 import errno
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -324,14 +327,34 @@ def test_an_unknown_earlier_system_is_refused_with_those_there_are(capsys):
     assert "the systems are flame, flame-accelerate" in error and "did you mean 'flame'" in error
 
 
-@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
-def test_an_error_while_a_signal_ends_a_command_hides_no_signal(stop, code, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("error", [ValueError("of a library"), CheckpointError("damaged")])
+def test_an_error_while_a_signal_ends_a_command_hides_no_signal(number, error, monkeypatch, capsys):
+    """A library may put an error of its own in the place of the exception of the signal."""
+
     def command(words):
-        try:
-            raise stop
-        finally:
-            raise AttributeError("left half done by a library")
+        with suppress(BaseException):
+            os.kill(os.getpid(), number)
+        raise error
 
     monkeypatch.setattr(entry, "run_command", command)
-    assert entry.main(["plan"]) == code
-    assert "fault" not in capsys.readouterr().err
+    before = signal.getsignal(signal.SIGINT)
+    assert entry.main(["plan"]) == 128 + number
+    assert signal.getsignal(signal.SIGINT) is before
+    shown = capsys.readouterr().err
+    assert "fault" not in shown and "damaged" not in shown
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored(monkeypatch):
+    """As of a command that a shell script has put into the background."""
+
+    def command(words):
+        os.kill(os.getpid(), signal.SIGINT)
+        return 0
+
+    monkeypatch.setattr(entry, "run_command", command)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert entry.main(["plan"]) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)

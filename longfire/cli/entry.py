@@ -17,7 +17,7 @@ from longfire.cli.commands import COMMANDS, GROUPS, Command
 from longfire.cli.failures import failure_of
 from longfire.config.values import nearest
 from longfire.errors import SettingsError, UserError
-from longfire.launch import Terminated, end_process, is_another_process, terminable
+from longfire.launch import EndingSignal, Terminated, end_process, is_another_process, terminable
 from longfire.messages import show_messages, visible
 
 STDOUT = 1  # the file descriptor
@@ -52,9 +52,10 @@ def main(words: Sequence[str] | None = None) -> int:
     show_messages()
     show_traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
+    ending = EndingSignal()
     try:
         try:
-            with terminable():
+            with terminable(ending):
                 return run_command(words)
         finally:
             sys.stdout.flush()
@@ -63,9 +64,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except Terminated:
         return stopped_by(signal.SIGTERM)
     except Exception as error:
-        number = signal_behind(error)
-        if number:
-            return stopped_by(number)
+        if ending.number:  # a library has put this error in the place of the signal's
+            return stopped_by(ending.number)
         if isinstance(error, BrokenPipeError) and stdout_is_closed():
             os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # where what is left goes at exit
             return CLOSED_PIPE
@@ -81,19 +81,6 @@ def stopped_by(number: signal.Signals) -> int:
     elif not is_another_process():  # the first one says it for all
         print("longfire: SIGTERM: stopped; what is whole on disk stays", file=sys.stderr)
     return 128 + number
-
-
-def signal_behind(error: BaseException) -> signal.Signals | None:
-    """The signal that was ending the command when this error arose, as in a `finally` of a library
-    that an interrupt has left half done. None for an error with a message for the user."""
-    behind = None if isinstance(error, UserError) else error.__context__
-    while behind:
-        if isinstance(behind, KeyboardInterrupt):
-            return signal.SIGINT
-        if isinstance(behind, Terminated):
-            return signal.SIGTERM
-        behind = behind.__context__
-    return None
 
 
 def report(error: Exception) -> int:

@@ -25,7 +25,7 @@ import numpy as np
 
 from longfire.disk import write_whole
 from longfire.errors import DataError
-from longfire.regular_files import open_regular, open_without_link
+from longfire.regular_files import IrregularFileError, open_regular, open_without_link
 
 BLOCK_BYTES = 2**16  # a multiple of every item and of a page of memory
 SUM = np.dtype("<u4")
@@ -231,11 +231,16 @@ def map_file(file: Path, size: int) -> mmap.mmap | bytes:
     Sequences are read in a shuffled order, so the kernel is asked not to read 128 KiB around each:
     a first batch from anywhere in 10^12 tokens takes 13 ms instead of 70 to 500 (16 sequences of
     2048 tokens).
+
+    Raises DataError for what is no regular file.
     """
     if not size:
         return b""  # an empty range cannot be mapped
-    with open_regular(file) as opened:
-        mapped = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
+    try:
+        with open_regular(file) as opened:
+            mapped = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
+    except IrregularFileError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     if hasattr(mapped, "madvise"):
         mapped.madvise(mmap.MADV_RANDOM)
     return mapped

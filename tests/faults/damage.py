@@ -1,7 +1,9 @@
 """What the kinds of the fuzzer share: how bytes and JSON are damaged, and what a case must end in."""
 
 import json
+import os
 import random
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -59,6 +61,27 @@ def files_of(folder: Path) -> list[Path]:
 
 def flip_any(folder: Path, chance: random.Random) -> None:
     flip_bytes(chance.choice(files_of(folder)), chance)
+
+
+def put_instead(file: Path, outside: Path, chance: random.Random) -> None:
+    """Put a FIFO, a link to a file outside, a device, a folder or a socket in the place of a
+    file."""
+    file.unlink(missing_ok=True)
+    way = chance.randrange(5)
+    if way == 0:
+        os.mkfifo(file)
+    elif way == 1:
+        file.symlink_to(outside)
+    elif way == 2:
+        file.symlink_to("/dev/zero")
+    elif way == 3:
+        file.mkdir()
+    else:
+        with socket.socket(socket.AF_UNIX) as opened:
+            here = os.getcwd()
+            os.chdir(file.parent)
+            opened.bind(file.name)
+            os.chdir(here)
 
 
 def odd_json(value: object, chance: random.Random) -> object:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from longfire.plural import duration
 from tests.faults.damage import Kind
 from tests.faults.fuzz_checkpoint import CHECKPOINT_KIND
 from tests.faults.fuzz_commands import COMMANDS_KIND
@@ -34,6 +35,7 @@ from tests.faults.fuzz_store import STORE_KIND
 
 CPU_SECONDS = 60  # of a case that computes without an end
 WAIT_SECONDS = 300  # of a case that waits without an end: a busy machine makes others wait
+LINE_CASES = 50  # between two lines of progress
 
 
 class TooSlow(BaseException):
@@ -111,6 +113,7 @@ def fuzz(
     base = place / "base"
     kind.make(base)
     tried = Tried(0, [])
+    begun = time.monotonic()
     for number in range(cases):
         if time.monotonic() >= until:
             break
@@ -123,7 +126,17 @@ def fuzz(
         if failure and kept:
             shutil.move(damaged, kept / f"{name}-{seed}-{number}")
         shutil.rmtree(damaged, ignore_errors=True)
+        report_progress(name, tried, cases, time.monotonic() - begun)
     return tried
+
+
+def report_progress(name: str, tried: Tried, cases: int, seconds: float) -> None:
+    """A line now and then. No bar: a thread that draws it would be there when a case forks."""
+    if tried.cases % LINE_CASES == 0 and tried.cases < cases:
+        left = duration(seconds * (cases - tried.cases) / tried.cases)
+        failed = len(tried.failures)
+        line = f"{name}: {tried.cases} of {cases} tried, {failed} failed, {left} left"
+        print(line, file=sys.stderr, flush=True)
 
 
 def failure_of_case(kind: Kind, base: Path, chance: random.Random) -> str:

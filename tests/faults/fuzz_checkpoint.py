@@ -11,7 +11,15 @@ from longfire.checkpoint.folder import FORMAT, checksum, write_manifest
 from longfire.checkpoint.restoring import load_model_weights
 from longfire.checkpoint.shards import BOXES, LocalTensor, write_shard
 from longfire.parallel.sharding import TensorSlice
-from tests.faults.damage import Kind, flip_any, forge_json, odd_json, or_message
+from tests.faults.damage import (
+    Kind,
+    files_of,
+    flip_any,
+    forge_json,
+    odd_json,
+    or_message,
+    put_instead,
+)
 
 WEIGHTS = {
     "model/a": torch.arange(24.0).reshape(4, 6),
@@ -68,7 +76,7 @@ def forge_boxes(file: Path, chance: random.Random) -> None:
 
 
 def damage_checkpoint(folder: Path, chance: random.Random) -> None:
-    way = chance.randrange(5)
+    way = chance.randrange(6)
     if way == 0:
         flip_any(folder, chance)
     elif way == 1:
@@ -78,6 +86,10 @@ def damage_checkpoint(folder: Path, chance: random.Random) -> None:
         seal(folder, STATE_FACTS)
     elif way == 3:
         forge_json(folder / "manifest.json", chance)
+    elif way == 4:
+        outside = folder.with_name(folder.name + ".outside")
+        outside.write_text("theirs\n")
+        put_instead(chance.choice(files_of(folder)), outside, chance)
     else:
         extra = folder / "shard-00001-optimizer.safetensors"
         shutil.copy(folder / "shard-00000-optimizer.safetensors", extra)

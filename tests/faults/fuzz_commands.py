@@ -4,7 +4,7 @@ import json
 import random
 from pathlib import Path
 
-from tests.faults.damage import Kind, files_of, flip_bytes, forge_json
+from tests.faults.damage import Kind, files_of, flip_bytes, forge_json, put_instead
 from tests.faults.forked import run_forked
 from tests.faults.workplace import COMMANDS, assert_message, digests, make_workplace
 
@@ -33,6 +33,8 @@ def damage_commands(folder: Path, chance: random.Random) -> None:
         forge_json(file, chance)
     elif chance.random() < 0.1:
         file.unlink()
+    elif chance.random() < 0.2:
+        put_instead(file, folder / "text.txt", chance)
     else:
         flip_bytes(file, chance)
     sums = folder / name / "SHA256SUMS"

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from longfire.config.config_file import read_config
 from longfire.huggingface.weight_files import WeightFiles
-from tests.faults.damage import Kind, files_of, flip_bytes, forge_json, or_message
+from tests.faults.damage import Kind, files_of, flip_bytes, forge_json, or_message, put_instead
 
 
 def make_export(folder: Path) -> None:
@@ -22,7 +22,11 @@ def make_export(folder: Path) -> None:
 
 def damage_export(folder: Path, chance: random.Random) -> None:
     file = chance.choice(files_of(folder))
-    if file.suffix == ".json" and chance.random() < 0.5:
+    if chance.random() < 0.15:
+        outside = folder.with_name(folder.name + ".outside")
+        outside.write_text("theirs\n")
+        put_instead(file, outside, chance)
+    elif file.suffix == ".json" and chance.random() < 0.5:
         forge_json(file, chance)
     else:
         flip_bytes(file, chance)

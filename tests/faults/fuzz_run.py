@@ -2,9 +2,7 @@
 lead out, FIFOs, sockets, devices and folders where files are expected."""
 
 import json
-import os
 import random
-import socket
 from pathlib import Path
 
 from longfire.checkpoint.best import read_losses
@@ -25,6 +23,7 @@ from tests.faults.damage import (
     forge_json,
     odd_json,
     or_message,
+    put_instead,
 )
 
 # Run folders: what a start, a report and the readers of a run take from them
@@ -113,23 +112,7 @@ def damage_untrusted(folder: Path, chance: random.Random) -> None:
     outside = folder.with_name(folder.name + ".outside")
     outside.write_text("theirs\n")
     names = [*(file.relative_to(folder) for file in files_of(folder)), Path("lock")]
-    file = folder / chance.choice(names)
-    file.unlink(missing_ok=True)
-    way = chance.randrange(5)
-    if way == 0:
-        os.mkfifo(file)
-    elif way == 1:
-        file.symlink_to(outside)
-    elif way == 2:
-        file.symlink_to("/dev/zero")
-    elif way == 3:
-        file.mkdir()
-    else:
-        with socket.socket(socket.AF_UNIX) as opened:
-            here = os.getcwd()
-            os.chdir(file.parent)
-            opened.bind(file.name)
-            os.chdir(here)
+    put_instead(folder / chance.choice(names), outside, chance)
 
 
 def read_untrusted(folder: Path) -> None:

@@ -7,7 +7,7 @@ from longfire.config import settings
 from longfire.data.manifest import TRAIN
 from longfire.data.prepare import prepare
 from longfire.data.tokens import TokenStore
-from tests.faults.damage import Kind, files_of, flip_bytes, or_message
+from tests.faults.damage import Kind, files_of, flip_bytes, or_message, put_instead
 
 
 def make_store(folder: Path) -> None:
@@ -23,7 +23,13 @@ def make_store(folder: Path) -> None:
 
 
 def damage_store(folder: Path, chance: random.Random) -> None:
-    flip_bytes(chance.choice([file for file in files_of(folder) if file.stat().st_size]), chance)
+    file = chance.choice([file for file in files_of(folder) if file.stat().st_size])
+    if chance.random() < 0.15:
+        outside = folder.with_name(folder.name + ".outside")
+        outside.write_text("theirs\n")
+        put_instead(file, outside, chance)
+    else:
+        flip_bytes(file, chance)
 
 
 def read_store(folder: Path) -> None:
