@@ -38,7 +38,7 @@ def damage_commands(folder: Path, chance: random.Random) -> None:
     else:
         flip_bytes(file, chance)
     sums = folder / name / "SHA256SUMS"
-    if chance.random() < 0.5:
+    if file != sums and chance.random() < 0.5:
         sums.unlink(missing_ok=True)
     (folder / CASE).write_text(json.dumps({"command": chance.choice(READERS[name])}))
 
