@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import FrameType
 from typing import Literal, NoReturn
@@ -40,6 +41,7 @@ LauncherWord = Literal[
 ]
 STDERR = 2  # the file descriptor: it needs no Python object that a hang might hold
 TERM_SECONDS = 3  # that a library may take to return after SIGTERM
+AGAIN_SECONDS = 0.05  # after which a signal is sent again that came where Python drops errors
 GRACE_SECONDS = 15  # after which the hang is taken to hold the interpreter itself
 
 
@@ -216,6 +218,7 @@ class EndingSignal:
 
     def __init__(self) -> None:
         self.number: signal.Signals | None = None
+        self.again: threading.Timer | None = None
 
     def terminate(self, number: int, _: FrameType | None) -> NoReturn:
         """The handler of SIGTERM."""
@@ -226,6 +229,23 @@ class EndingSignal:
         """The handler of SIGINT."""
         self.number = signal.Signals(number)
         raise KeyboardInterrupt
+
+    def send_again(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        """The hook (sys.unraisablehook) for errors that Python drops, as in a `__del__`: a signal
+        that came there is sent once more, and ends the command a moment later."""
+        if self.number is None or not issubclass(
+            unraisable.exc_type, Terminated | KeyboardInterrupt
+        ):
+            sys.__unraisablehook__(unraisable)
+            return
+        self.again = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), self.number))
+        self.again.daemon = True
+        self.again.start()
+
+    def cancel(self) -> None:
+        """Nothing is sent any more."""
+        if self.again:
+            self.again.cancel()
 
 
 @contextmanager
@@ -250,6 +270,8 @@ def terminable(
     interrupt_before = signal.getsignal(signal.SIGINT)
     if interrupt_before is signal.default_int_handler:
         signal.signal(signal.SIGINT, ending.interrupt)
+    hook_before = sys.unraisablehook
+    sys.unraisablehook = ending.send_again
     woken_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread = threading.Thread(
         target=end_after_a_signal, args=(reader, grace_seconds), name="sigterm", daemon=True
@@ -261,6 +283,8 @@ def terminable(
         signal.set_wakeup_fd(woken_before)
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGINT, interrupt_before)
+        sys.unraisablehook = hook_before
+        ending.cancel()
         os.close(writer)  # which ends the thread
         thread.join()
 
@@ -272,11 +296,23 @@ def end_after_a_signal(reader: int, grace_seconds: float) -> None:
         while number := pipe.read(1):
             if number[0] != signal.SIGTERM:
                 continue
-            ends, _, _ = select.select([pipe], [], [], grace_seconds)
-            if ends and not pipe.read(1):
+            if ends_within(pipe, grace_seconds):
                 return
             write_to_stderr("SIGTERM: stopped; what is whole on disk stays")
             os._exit(128 + signal.SIGTERM)
+
+
+def ends_within(pipe: FileIO, seconds: float) -> bool:
+    """Whether a pipe ends in time. Signals that come meanwhile change nothing: launchers send
+    SIGTERM twice."""
+    until = time.monotonic() + seconds
+    while True:
+        left = max(0.0, until - time.monotonic())
+        has_more, _, _ = select.select([pipe], [], [], left)
+        if not has_more:
+            return False
+        if not pipe.read(1):
+            return True
 
 
 class StopRequest:

@@ -132,6 +132,29 @@ def test_sigterm_ends_what_has_nothing_to_save():
     assert done.returncode == 0 and done.stdout == "cleaned up\n"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_where_python_drops_errors_is_sent_again(number):
+    done = run_python(DROPPED.format(number=int(number)))
+    assert done.stdout == "ended\n" and done.returncode == 0
+    assert not done.stderr
+
+
+DROPPED = """
+import os, time
+from longfire.launch import Terminated, terminable
+class Dropped:
+    def __del__(self):
+        os.kill(os.getpid(), {number})
+        time.sleep(1)  # in which the handler raises
+try:
+    with terminable():
+        Dropped()
+        time.sleep(15)
+except (Terminated, KeyboardInterrupt):
+    print("ended")
+"""
+
+
 def test_sigterm_ends_a_process_that_waits_in_a_library():
     """Python sees the signal when the library returns; one that waits for a lock of its own does not."""
     body = "import ctypes; libc = ctypes.CDLL(None); lock = ctypes.create_string_buffer(64); "
@@ -139,6 +162,18 @@ def test_sigterm_ends_a_process_that_waits_in_a_library():
     done = run_python(TERMINABLE.format(grace=1, body=body))
     assert done.returncode == 128 + signal.SIGTERM
     assert "SIGTERM: stopped" in done.stderr
+
+
+def test_a_second_sigterm_leaves_the_time_to_clean_up():
+    """Launchers send it to the group of processes, and to each."""
+    body = """try:
+            time.sleep(60)
+        finally:
+            signal.signal(signal.SIGTERM, lambda *_: None)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)"""
+    done = run_python(TERMINABLE.format(grace=10, body=body))
+    assert done.returncode == 0 and done.stdout == "cleaned up\n"
 
 
 def test_sigterm_in_the_loop_waits_for_its_save():
