@@ -56,10 +56,12 @@ class TensorRegions:
     of the vocabulary.
 
     enter: hidden states of the residual stream (B, T, D) on their way into a region. own_tokens:
-    what of (B, T, ...) belongs to the tokens of the residual stream in this process. vocabulary:
-    the vocabulary's rows here; None: all.
+    what of (B, T, ...) belongs to the tokens of the residual stream in this process. sum_of_tokens:
+    a sum over these tokens -> the sum over all tokens of the sequences, with its gradient.
+    vocabulary: the vocabulary's rows here; None: all.
     """
 
     enter: Callable[[Tensor], Tensor] = as_it_is
     own_tokens: Callable[[Tensor], Tensor] = as_it_is
+    sum_of_tokens: Callable[[Tensor], Tensor] = as_it_is
     vocabulary: VocabularyShard | None = None

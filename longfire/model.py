@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from longfire.ops.vocabulary import softcapped
 if TYPE_CHECKING:
     from longfire.ops.patches import PatchEmbedding
     from longfire.ops.sequence_sharding import SequenceSharding
+    from longfire.parallel.stages import Pipelined
 
 # Where noise is used: in a block, and from block to block.
 MIXER_PLACE = 1
@@ -97,12 +98,8 @@ class Block(nn.Module):
             h_BTD = mixed_BTD = self.mixer_norm(mixed_BTD)
         if self.mlp is None:
             return mixed_BTD
-        if self.kind == "pre":
-            assert self.mlp_norm is not None
-            h_BTD = self.mlp_norm(mixed_BTD)
-        elif self.kind == "parallel":
-            assert self.mlp_norm is not None
-            h_BTD = self.mlp_norm(x_BTD)
+        if self.mlp_norm is not None and self.kind != "post":
+            h_BTD = self.mlp_norm(mixed_BTD if self.kind == "pre" else x_BTD)
         fed_BTD = self.apply_mlp(h_BTD.to(self.inner), seq)
         observed = None
         if isinstance(fed_BTD, tuple):
@@ -118,6 +115,12 @@ class Block(nn.Module):
     def mix(self, h_BTD: Tensor, seq: Sequence) -> Tensor:
         """The mixer's output for h."""
         return self.mixer(self.regions.enter(h_BTD), seq)
+
+    def mix_alone(self, h_BTD: Tensor, seq: Sequence) -> Tensor:
+        """The same, computed as the block computes it (activation checkpointing)."""
+        if self.execution.mixer is None:
+            return self.mix(h_BTD, seq)
+        return self.execution.mixer(self.mix, h_BTD, seq)
 
     def apply_mlp(self, h_BTD: Tensor, seq: Sequence) -> Fed:
         """The MLP's output for h."""
@@ -183,13 +186,6 @@ class Layers(nn.Module):
         return cast(Block, self.get_submodule(str(number)))
 
 
-class Pipelined(Protocol):
-    """parallel/pipeline.Pipeline, as a model sees it: its layers in this process, by stages."""
-
-    @property
-    def stages(self) -> Iterable["Model"]: ...
-
-
 class Model(nn.Module):
     """A decoder of any mixers; with `direction = "both"` an encoder. Parameters are fp32 masters;
     activations have `compute_dtype` from the embedding on.
@@ -250,9 +246,7 @@ class Model(nn.Module):
     @property
     def head_weight(self) -> Tensor | None:
         """None where another stage of a pipeline has the head."""
-        if self.head is None:
-            return None
-        return self.head.weight
+        return None if self.head is None else self.head.weight
 
     def forward(self, ids_BT: Tensor, seq: Sequence | None = None) -> Tensor:
         """Token ids (B, T) -> hidden states (B, T, D) after the last norm; logits are
@@ -340,6 +334,11 @@ class Model(nn.Module):
                 x_BTD = outputs
         return x_BTD
 
+    def mix_layers(self, inputs: Mapping[int, Tensor], seq: Sequence) -> list[Tensor]:
+        """What the mixers of these layers alone give, each for its own input (B, T, D)."""
+        self.prepare(seq)
+        return [self.layers[layer].mix_alone(h_BTD, seq) for layer, h_BTD in inputs.items()]
+
     def run_block(self, block: Block, x_BTD: Tensor, seq: Sequence) -> Fed:
         """One block; huggingface/own_class/model.py has it recomputed in the backward."""
         return block(x_BTD, seq)
@@ -357,9 +356,7 @@ class Model(nn.Module):
     @property
     def stream_dtype(self) -> torch.dtype:
         """The type of what goes from block to block."""
-        if self.config.residual_in_fp32:
-            return torch.float32
-        return self.compute_dtype
+        return torch.float32 if self.config.residual_in_fp32 else self.compute_dtype
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, W) in fp32: for evaluation by eye and generation; training uses
@@ -370,9 +367,7 @@ class Model(nn.Module):
     def length_of_flops(self, seq_len: int) -> int:
         """The length of a causal sequence whose tokens see as many keys on average: in both
         directions each sees all. (Of recurrences one direction is counted.)"""
-        if self.config.direction == "both":
-            return 2 * seq_len - 1
-        return seq_len
+        return 2 * seq_len - 1 if self.config.direction == "both" else seq_len
 
     def flops_per_token(self, seq_len: int) -> float:
         """Forward floating-point operations per token of a sequence of `seq_len`, head included; a

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from longfire.checkpoint.state import State
+from longfire.config.run import Run
 from longfire.config.settings import Distillation as Wanted
 from longfire.config.settings import Optimizer, Training
 from longfire.data.batch import Batch
@@ -17,6 +18,7 @@ from longfire.huggingface.convert import convert_weights
 from longfire.huggingface.export import export
 from longfire.ops.documents import Documents
 from longfire.optim import make_optimizer
+from longfire.parallel.mesh import ALONE
 from longfire.training.distillation import Distillation
 from longfire.training.step import train_step
 
@@ -140,10 +142,12 @@ def test_what_does_not_go_together_is_named(models, tiny_model):
         distillation(teacher).prepare(tiny_model("gla", vocab_size=98))
 
 
-def test_the_teacher_is_read_from_a_folder(models, tmp_path, tiny_model):
-    assert Distillation.of_settings(Wanted(), 16) is None
+def test_the_teacher_is_read_from_a_folder(tmp_path, tiny_model):
+    assert Distillation.of_run(Run.compose(None, {"model.config": "gla-340m"}), ALONE) is None
     teacher = tiny_model("attention", vocab_size=258)
     export(teacher, bytes_tokenizer(), tmp_path / "teacher")
-    learn = Distillation.of_settings(Wanted(teacher=str(tmp_path / "teacher")), 16)
+    named = {"model.config": "gla-340m", "distillation.teacher": str(tmp_path / "teacher")}
+    run = Run.compose(None, named)
+    learn = Distillation.of_run(run, ALONE)
     for ours, theirs in zip(learn.teacher.parameters(), teacher.parameters()):
         assert ours.equal(theirs) and not ours.requires_grad

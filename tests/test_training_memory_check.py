@@ -51,6 +51,9 @@ def test_a_model_that_cannot_fit_is_refused_with_both_figures(monkeypatch):
         check_memory(model, Optimizer(), CPU, on_host=False)
     monkeypatch.setattr(memory_check, "host_memory_bytes", lambda: 128 * 10**9)
     check_memory(model, Optimizer(), CPU, on_host=False)
+    teachers = [model_of(2**14).requires_grad_(False)] * 3
+    with pytest.raises(SettingsError, match="of this run with its teacher are"):
+        check_memory(model, Optimizer(), CPU, on_host=False, frozen=teachers)
     monkeypatch.setenv("WORLD_SIZE", "2")  # both are on this machine
     with pytest.raises(SettingsError, match="of the 2 processes of this machine"):
         check_memory(model, Optimizer(), CPU, on_host=False)

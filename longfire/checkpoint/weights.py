@@ -169,6 +169,18 @@ def open_model(folder: Path, step: int = -1, plugins: tuple[str, ...] = ()) -> O
 
 def open_weights(folder: Path, step: int, plugins: tuple[str, ...]) -> Opened:
     """The model in a folder of Hugging Face weights. Raises as `open_model`."""
+    check_weights_folder(folder, step)
+    load_plugins(plugins)
+    check_checksums(folder)
+    device, dtype = choose_place(settings.Training(), settings.Model())
+    model, tokenizer = load_model(folder, device, dtype)
+    refuse_not_finite(model.state_dict(), str(folder))
+    return Opened(as_model(model), tokenizer)
+
+
+def check_weights_folder(folder: Path, step: int = -1) -> None:
+    """Raises SettingsError for a folder that is no folder of Hugging Face weights of a language
+    model, or a step, which only runs have."""
     run_folder = run_folder_of(folder)
     if run_folder:
         raise SettingsError(
@@ -185,12 +197,6 @@ def open_weights(folder: Path, step: int, plugins: tuple[str, ...]) -> Opened:
             f"{folder}: this command is for language models, and this is a model of images: "
             f"{commands_of_classifiers(folder)}"
         )
-    load_plugins(plugins)
-    check_checksums(folder)
-    device, dtype = choose_place(settings.Training(), settings.Model())
-    model, tokenizer = load_model(folder, device, dtype)
-    refuse_not_finite(model.state_dict(), str(folder))
-    return Opened(as_model(model), tokenizer)
 
 
 def as_model(model: Model | transformers_model.TransformersModel) -> Model:

@@ -17,6 +17,8 @@ class VocabularyShard(NamedTuple):
     total: int  # words of the whole vocabulary
     add_up: Callable[[Tensor], Tensor]  # over the processes, in place
     take_highest: Callable[[Tensor], Tensor]
+    sum_for_all: Callable[[Tensor], Tensor]  # the sum with gradients, for what all make alike
+    sum_for_parts: Callable[[Tensor], Tensor]  # the same, for what each makes of its own words
 
 
 def softcapped(logits: Tensor, cap: float) -> Tensor:

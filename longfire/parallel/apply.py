@@ -14,6 +14,7 @@ from torch.distributed.fsdp import (
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
+    register_fsdp_forward_method,
 )
 
 from longfire.config.settings import ActivationCheckpoint, Attention, Float8, Parallelism
@@ -125,6 +126,7 @@ def shard(
             mp_policy=precision,
             offload_policy=offload,
         )
+        register_fsdp_forward_method(block, "mix_alone")
     for root in roots(model):
         fully_shard(
             root,
@@ -133,6 +135,7 @@ def shard(
             mp_policy=precision,
             offload_policy=offload,
         )
+        register_fsdp_forward_method(root, "mix_layers")
     shards = mesh.size(*SHARDS)
     travels_rounded = gathers_rounded(parallelism, model.compute_dtype, shards)
     for module in sharded(model):

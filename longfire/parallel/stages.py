@@ -6,18 +6,21 @@ v      stages 0 1 2 3 on processes 0 1 1 0
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from longfire.config.model_config import ModelConfig
 from longfire.config.settings import Parallelism
 from longfire.config.transformers_config import TransformersConfig
 from longfire.errors import SettingsError
 from longfire.regular_files import read_regular
+
+if TYPE_CHECKING:
+    from longfire.model import Model
 
 # schedule of torch.distributed.pipelining -> stages of a process, unless points say otherwise
 STAGES_EACH = {
@@ -37,6 +40,13 @@ KEYS = ("schedule", "schedule_csv", "split_points", "microbatches", "degree")
 SCHEDULE, CSV, POINTS, MICROBATCHES, DEGREE = (
     f"parallelism.pipeline_parallel_{key}" for key in KEYS
 )
+
+
+class Pipelined(Protocol):
+    """parallel/pipeline.Pipeline, as a model sees it: its layers in this process, by stages."""
+
+    @property
+    def stages(self) -> "Iterable[Model]": ...
 
 
 @dataclass(frozen=True)

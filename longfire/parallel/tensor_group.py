@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor
 
-from longfire.block_execution import TensorRegions, as_it_is
+from longfire.block_execution import TensorRegions
 from longfire.ops.vocabulary import VocabularyShard
 from longfire.parallel.collectives import CollectivePair, add_up, communicate, take_highest
 
@@ -67,6 +67,8 @@ class TensorGroup:
             total,
             partial(add_up, group=self.group),
             partial(take_highest, group=self.group),
+            partial(communicate, there="sum", back="same", group=self.group),
+            partial(communicate, there="sum", back="sum", group=self.group),
         )
 
     def regions(self, vocab_size: int) -> TensorRegions:
@@ -78,5 +80,8 @@ class TensorGroup:
             back=back,
             group=group,
         )
-        own_tokens = self.tokens if self.sequence_parallel else as_it_is
-        return TensorRegions(enter, own_tokens, self.vocabulary(vocab_size))
+        vocabulary = self.vocabulary(vocab_size)
+        if not self.sequence_parallel:
+            return TensorRegions(enter, vocabulary=vocabulary)
+        sum_of_tokens = partial(communicate, there="sum", back="same", group=self.group)
+        return TensorRegions(enter, self.tokens, sum_of_tokens, vocabulary)

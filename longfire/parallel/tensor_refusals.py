@@ -22,7 +22,6 @@ def refusals(
     tp: int,
     sequence_parallel: bool,
     seq_len: int,
-    distilled: bool = False,
     cp: int = 1,
 ) -> Iterator[str]:
     """What of a run with this whole model (on meta) so many processes cannot share, with the key,
@@ -36,11 +35,6 @@ def refusals(
             "to 1"
         )
         return
-    if distilled:
-        yield (
-            f"{degree}: a teacher's logits and hidden states are compared whole; set it to 1, or "
-            "distillation.teacher to ''"
-        )
     if sequence_parallel and model.config.num_classes:
         yield whole_sequences(tp)
     elif sequence_parallel and seq_len % tp and cp == 1:

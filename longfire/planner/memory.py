@@ -72,7 +72,12 @@ def share_of(model: Model, tp: int, sequence_parallel: bool) -> Model:
     split(model, PlannedMesh({**ALONE.degrees, "tp": tp}), sequence_parallel)
     vocabulary = model.regions.vocabulary
     if vocabulary is not None:
-        vocabulary = vocabulary._replace(add_up=as_it_is, take_highest=as_it_is)
+        vocabulary = vocabulary._replace(
+            add_up=as_it_is,
+            take_highest=as_it_is,
+            sum_for_all=as_it_is,
+            sum_for_parts=as_it_is,
+        )
         model.regions = replace(model.regions, vocabulary=vocabulary)
     return model
 

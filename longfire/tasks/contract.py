@@ -89,6 +89,11 @@ class Task(ABC):
         """Change the model before it is split, compiled and given memory."""
         return
 
+    @property
+    def frozen_models(self) -> "Sequence[Model]":
+        """Models beside it that do not learn, as this process holds them: their memory counts."""
+        return ()
+
     @abstractmethod
     def batch(self, state: "State") -> StepBatch | None:
         """The records of the next step that this process trains on; None where a stop was requested

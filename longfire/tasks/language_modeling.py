@@ -61,7 +61,7 @@ class LanguageModeling(Task):
         run = self.run
         if self.mesh.rank() == 0:
             begin(run, self.prepared)
-        self.teacher = Distillation.of_settings(run.distillation, run.training.loss_chunk_tokens)
+        self.teacher = Distillation.of_run(run, self.mesh)
 
     @property
     def model_config(self) -> ModelConfig | TransformersConfig:
@@ -74,6 +74,10 @@ class LanguageModeling(Task):
     def prepare_model(self, model: Model) -> None:
         if self.teacher:
             self.teacher.prepare(model)
+
+    @property
+    def frozen_models(self) -> Sequence[Model]:
+        return () if self.teacher is None else (self.teacher.teacher,)
 
     def batch(self, state: State) -> Batch | None:
         return next_batch(self.run, state, self.batches)

@@ -16,6 +16,7 @@ step.py          forward and backward of every micro-batch, one update
 norms.py         norms of parameters, gradients and updates
 tbptt.py         sequences longer than memory: segments, carried state, truncated or exact gradients
 distillation.py  what a student learns from a teacher
+teacher.py       a teacher on the processes of a run, sharded as its student is
 timing.py        the time of a run as it goes: measured, shown, planned anew under a budget
 step_record.py   the record of a step: loss, speed, MFU, memory, seconds
 validation.py    when the run is evaluated, and where the results go

@@ -10,15 +10,14 @@ logits   KL(teacher || student) of the next token, mixed with the loss on the te
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from longfire.checkpoint.weights import open_model
 from longfire.config import settings
 from longfire.config.model_config import mixer_of
+from longfire.config.run import Run
 from longfire.data.batch import Batch
 from longfire.data.pack import NO_LABEL
 from longfire.errors import SettingsError
@@ -26,7 +25,11 @@ from longfire.loss import loss_of
 from longfire.mixers.mixer import Sequence
 from longfire.model import Block, Model
 from longfire.ops.cross_entropy import chunk_size
-from longfire.ops.linear import in_fp32
+from longfire.ops.divergence import divergence, log_probabilities
+from longfire.ops.linear import in_fp32, linear
+from longfire.ops.vocabulary import softcapped
+from longfire.parallel.mesh import Mesh
+from longfire.training.teacher import open_teacher
 
 
 class Distillation:
@@ -39,12 +42,12 @@ class Distillation:
         self.chunk_tokens = chunk_tokens
 
     @classmethod
-    def of_settings(cls, wanted: settings.Distillation, chunk_tokens: int) -> "Distillation | None":
+    def of_run(cls, run: Run, mesh: Mesh) -> "Distillation | None":
         """None without a teacher. Raises SettingsError or CheckpointError naming what is wrong with
-        its folder."""
-        if not wanted.teacher:
+        its folder, or why the processes cannot share it."""
+        if not run.distillation.teacher:
             return None
-        return cls(open_model(Path(wanted.teacher)).model, wanted, chunk_tokens)
+        return cls(open_teacher(run, mesh), run.distillation, run.training.loss_chunk_tokens)
 
     def prepare(self, student: Model) -> None:
         """Check that student and teacher go together, and freeze what does not learn.
@@ -92,18 +95,21 @@ class Distillation:
         layers = self.new_layers(student)
         with torch.no_grad(), recording(self.teacher, layers) as recorded:
             self.teacher(batch.ids_BT, Sequence(batch.positions_BT, batch.documents, ops=batch.ops))
+        inputs: dict[int, Tensor] = {}
+        for layer, (seen_BTD, _) in zip(layers, recorded):
+            # a mixer sees whole sequences, of which the student's own way in makes them
+            inputs[layer] = student.regions.own_tokens(seen_BTD).to(student.compute_dtype)
         seq = Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT, ops=batch.ops)
-        student.prepare(seq)
-        real_BT = batch.labels_BT != NO_LABEL
+        outputs = student.mix_layers(inputs, seq)
+        real_BT = student.regions.own_tokens(batch.labels_BT != NO_LABEL)
         total = torch.zeros((), device=real_BT.device)
-        for layer, (seen_BTD, wanted_BTD) in zip(layers, recorded):
-            seen_BTD = seen_BTD.to(student.compute_dtype)
-            got_BTD = in_fp32(mixer_output(block_at(student, layer), seen_BTD, seq))
+        for got_BTD, (_, wanted_BTD) in zip(outputs, recorded):
+            got_BTD = in_fp32(got_BTD)
             wanted_BTD = in_fp32(wanted_BTD)
             size_BT = wanted_BTD.square().sum(-1).clamp_min(1e-12)
             errors_BT = (got_BTD - wanted_BTD).square().sum(-1) / size_BT
             total = total + errors_BT[real_BT].sum()
-        return total / len(layers)
+        return student.regions.sum_of_tokens(total / len(layers))
 
     def logits(self, student: Model, batch: Batch, noise_BT: Tensor | None) -> Tensor:
         """(1 - ce_weight) T^2 KL(teacher || student) at temperature T + ce_weight times the
@@ -114,8 +120,9 @@ class Distillation:
         seq = Sequence(batch.positions_BT, batch.documents, noise_BT=noise_BT, ops=batch.ops)
         hidden_BTD = student(batch.ids_BT, seq)
         real_BT = batch.labels_BT != NO_LABEL
-        hidden_ND = hidden_BTD[real_BT]
-        taught_ND = taught_BTD[real_BT]
+        hidden_ND = student.regions.enter(hidden_BTD)[real_BT]
+        with torch.no_grad():
+            taught_ND = self.teacher.regions.enter(taught_BTD)[real_BT]
         total = torch.zeros((), device=real_BT.device)
         chunk_tokens = chunk_size(self.chunk_tokens, hidden_ND.device)
         chunks = zip(hidden_ND.split(chunk_tokens), taught_ND.split(chunk_tokens))
@@ -132,10 +139,20 @@ class Distillation:
     def divergence(self, student: Model, hidden_ND: Tensor, taught_ND: Tensor) -> Tensor:
         """Sum over some tokens of T^2 KL in nats; their logits are recomputed in the backward."""
         t = self.wanted.temperature
+        vocabulary = student.regions.vocabulary
         with torch.no_grad():
-            log_p_NW = (self.teacher.logits(taught_ND) / t).log_softmax(-1)
-        log_q_NW = (student.logits(hidden_ND) / t).log_softmax(-1)
-        return t * t * (log_p_NW.exp() * (log_p_NW - log_q_NW)).sum()
+            log_p_NW = log_probabilities(logits_here(self.teacher, taught_ND) / t, vocabulary)
+        log_q_NW = log_probabilities(logits_here(student, hidden_ND) / t, vocabulary)
+        return t * t * divergence(log_p_NW, log_q_NW, vocabulary)
+
+
+def logits_here(model: Model, hidden_ND: Tensor) -> Tensor:
+    """Logits (N, W) in fp32 of the words whose rows of the head are on this process, of hidden
+    states that have entered the region of the head."""
+    if model.head is None:  # a model of transformers gives logits
+        return model.logits(hidden_ND)
+    logits_NW = in_fp32(linear(hidden_ND, model.head.weight))
+    return softcapped(logits_NW, model.config.final_logit_softcapping)
 
 
 def block_at(model: Model, layer: int) -> Block:
@@ -143,14 +160,6 @@ def block_at(model: Model, layer: int) -> Block:
     block = model.layers[layer]
     assert isinstance(block, Block)
     return block
-
-
-def mixer_output(block: Block, h_BTD: Tensor, seq: Sequence) -> Tensor:
-    """The output (B, T, D) of a mixer alone, computed as its block would (activation
-    checkpointing)."""
-    if block.execution.mixer is None:
-        return block.mix(h_BTD, seq)
-    return block.execution.mixer(block.mix, h_BTD, seq)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Whether the state of a run fits into the memory of its machine, before any of it is made."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -21,14 +22,19 @@ GB = 10**9
 
 
 def check_memory(
-    model: nn.Module, optimizer: Optimizer, device: torch.device, on_host: bool
+    model: nn.Module,
+    optimizer: Optimizer,
+    device: torch.device,
+    on_host: bool,
+    frozen: Sequence[nn.Module] = (),
 ) -> None:
     """Raises SettingsError where parameters, gradients and the state of the optimizer alone are
     more than the memory there is; activations come on top of them, which `longfire plan` forecasts.
 
-    model: as it is sharded, on any device, meta included. on_host: parallelism.cpu_offload.
+    model: as it is sharded, on any device, meta included. on_host: parallelism.cpu_offload. frozen:
+    models beside it that do not learn (a teacher).
     """
-    needed = state_bytes(model, optimizer)
+    needed = sum(state_bytes(one, optimizer) for one in (model, *frozen))
     if device.type == "cuda" and not on_host:
         there = torch.cuda.get_device_properties(device).total_memory
         place = "this device"
@@ -40,8 +46,9 @@ def check_memory(
         place = "this machine"
         whose = f"the {processes} processes of this machine" if processes > 1 else "this run"
     if needed > there:
+        beside = " with its teacher" if frozen else ""
         raise SettingsError(
-            f"the parameters, gradients and {optimizer.name} state of {whose} are "
+            f"the parameters, gradients and {optimizer.name} state of {whose}{beside} are "
             f"{needed / GB:,.1f} GB, and {place} has {there / GB:,.1f} GB: take a smaller model, "
             "or shard them over more devices (parallelism.data_parallel_shard_degree); `longfire "
             "plan` shows what fits"

@@ -1,6 +1,7 @@
 """What the planner decides and shows of a run that trains in several processes."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -53,8 +54,11 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def note_plan(run: Run, model: Model, dtype: torch.dtype, mesh: Mesh) -> None:
-    """Log the processes and the bytes that each holds, as a table. Collective over the mesh."""
+def note_plan(
+    run: Run, model: Model, dtype: torch.dtype, mesh: Mesh, frozen: Sequence[Model] = ()
+) -> None:
+    """Log the processes and the bytes that each holds, as a table. frozen: models that do not
+    learn. Collective over the mesh."""
     parameter_bytes = sum(local(parameter).nbytes for parameter in model.parameters())
     optimizer_bytes = 0.0
     for parameter, update in updates_of(model, rule_of(run.optimizer)).items():
@@ -64,6 +68,8 @@ def note_plan(run: Run, model: Model, dtype: torch.dtype, mesh: Mesh) -> None:
         "gradients": parameter_bytes,
         "optimizer": int(optimizer_bytes),
     }
+    if frozen:
+        bytes_here["teacher"] = sum(local(p).nbytes for one in frozen for p in one.parameters())
     bytes_of_all = mesh.all_gather_object(bytes_here)
     if mesh.rank() == 0:
         any_device = cost.device_of(cost.DEFAULT_DEVICE)  # the table has bytes only, no seconds

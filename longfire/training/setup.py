@@ -133,7 +133,8 @@ def make_state(
     is_ours = run.model.backend == "longfire"
     if is_ours:
         with mesh.raise_on_all_ranks():
-            check_memory(model, run.optimizer, device, run.parallelism.cpu_offload)
+            frozen = task.frozen_models if task else ()
+            check_memory(model, run.optimizer, device, run.parallelism.cpu_offload, frozen)
         materialise(model, run.training.seed, parameters_on)
     model.computes_on = device
     for line in summary(run):
@@ -147,7 +148,7 @@ def make_state(
         logger.info(f"float8: {of_8_bits.describe(run.float8)}")
     logger.info(f"compile: {'on' if is_compiled else 'off'} ({why})")
     if mesh.size() > 1 and is_ours:
-        note_plan(run, model, dtype, mesh)
+        note_plan(run, model, dtype, mesh, task.frozen_models if task else ())
     return State(model, make_optimizer(model, run.optimizer, parameters_on), mesh=mesh)
 
 

@@ -75,6 +75,7 @@ FLOORS = [
         "huggingface.import_",
         "huggingface.convert",
         "training.distillation",
+        "training.teacher",
         "training.code_snapshot",
         "training.compiling",
         "training.text_outputs",

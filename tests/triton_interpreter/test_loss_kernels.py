@@ -170,6 +170,8 @@ class TwoProcesses:
             total,
             add_up=lambda x: torch.add(*self.exchange(rank, x)),
             take_highest=lambda x: torch.maximum(*self.exchange(rank, x)),
+            sum_for_all=lambda x: torch.add(*self.exchange(rank, x)),
+            sum_for_parts=lambda x: torch.add(*self.exchange(rank, x)),
         )
 
 

@@ -49,7 +49,6 @@ def of_shared_parts(run: RunSettings) -> Iterator[str]:
         run.degrees["tp"],
         run.parallelism.sequence_parallel,
         run.training.seq_len,
-        bool(run.distillation.teacher),
         run.degrees["cp"],
     )
     shortest = lengths.shortest(run.training)
@@ -96,11 +95,6 @@ def of_parameters_in_pieces(run: RunSettings) -> Iterator[str]:
                 f"{key} reads the last checkpoint when several processes train, or with "
                 "parallelism.cpu_offload, but enable_checkpoint = false: set it to true"
             )
-    if run.distillation.teacher and run.parallelism.cpu_offload:
-        yield (
-            f"distillation.teacher = {run.distillation.teacher!r} is not supported with "
-            "parallelism.cpu_offload yet: set it to false"
-        )
 
 
 def of_several_processes(run: RunSettings) -> Iterator[str]:
@@ -108,11 +102,6 @@ def of_several_processes(run: RunSettings) -> Iterator[str]:
     processes = run.world.size
     if processes == 1:
         return
-    if run.distillation.teacher:
-        yield (
-            f"distillation.teacher = {run.distillation.teacher!r} is not supported with "
-            f"{processes} processes yet: start one"
-        )
     if run.model.backend == "transformers" and run.data_processes != processes:
         yield (
             "model.backend = 'transformers' knows nothing of the model's inside: only "
