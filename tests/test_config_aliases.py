@@ -92,6 +92,10 @@ LANDS = {
     "checkpoint.keep_latest_k": ("2", "checkpoint.keep_latest_k"),
     "checkpoint.load_step": ("-1", "checkpoint.load_step"),
     "float8.enable_float8_linear": ("true", "float8.enable_float8_linear"),
+    "float8.enable_fsdp_float8_all_gather": (
+        "true",
+        "float8.enable_fsdp_float8_all_gather",
+    ),
     "comm.init_timeout_seconds": ("300", "comm.init_timeout_seconds"),
     "comm.train_timeout_seconds": ("100", "comm.train_timeout_seconds"),
 }
@@ -120,10 +124,7 @@ REFUSED = {
     ),
 }
 # What changes the speed of a step there, and no number of it
-CHANGES_NO_NUMBER = (
-    "float8.enable_fsdp_float8_all_gather",
-    "float8.precompute_float8_dynamic_scale_for_fsdp",
-)
+CHANGES_NO_NUMBER = ("float8.precompute_float8_dynamic_scale_for_fsdp",)
 # What makes a flag ask for something
 REFUSED_WITH = {"training.disable_loss_parallel": {"training.tensor_parallel_degree": "2"}}
 OF_THE_COMMAND = {"-h/--help", "job.config_file"}  # tested below

@@ -64,6 +64,7 @@ SECOND = {
     "eval.ema": "false",
     "float8.recipe_name": "rowwise",
     "float8.filter_fqns": "o_proj",
+    "float8.enable_fsdp_float8_all_gather": "true",
     "float8.emulate": "true",
     "activation_checkpoint.layers": "0",
     "activation_checkpoint.layer_interval": "2",

@@ -42,6 +42,7 @@ fast form with its reference on the machine at hand.
     selective_scan.py    Mamba's scan
     fast/                the fast forms of these
     maps/                what a segment of a sequence does to the state
+    float8_weights.py    weights in fewer bytes, for the same 8-bit products
     divergence.py        KL divergence of two models' predictions
     vocabulary.py        logits, and what of a vocabulary is on this process
     cross_entropy.py     the head and the loss as one

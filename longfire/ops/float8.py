@@ -115,14 +115,23 @@ def scaled(
     for dim in reduced_dims:
         if dim in float8.highest:
             highest = float8.highest[dim](highest)
-    # in float64, where eager and compiled code divide alike
-    scale = torch.finfo(dtype).max / highest.double().clamp(min=SMALLEST)
-    scale = scale.float()
+    scale = scale_of(highest, dtype)
     if float8.recipe.has_powers_of_two:
         scale = power_of_two_below(scale)
+    return Scaled(rounded(factor_RK, scale, dtype), scale.reciprocal())
+
+
+def scale_of(highest: Tensor, dtype: torch.dtype) -> Tensor:
+    """What makes the highest magnitude the largest number of the 8-bit type, float32."""
+    # in float64, where eager and compiled code divide alike
+    scale = torch.finfo(dtype).max / highest.double().clamp(min=SMALLEST)
+    return scale.float()
+
+
+def rounded(factor: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The factor times the scale in the 8-bit type."""
     limit = torch.finfo(dtype).max
-    values_RK = (in_fp32(factor_RK) * scale).clamp(-limit, limit).to(dtype)
-    return Scaled(values_RK, scale.reciprocal())
+    return (in_fp32(factor) * scale).clamp(-limit, limit).to(dtype)
 
 
 def power_of_two_below(scale: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from longfire.ops.attention_choice import local_sequence
 from longfire.parallel import context, float8_layers, pipeline, remat, tensor
 from longfire.parallel.axes import DATA, SHARDS
 from longfire.parallel.mesh import ALONE, Mesh
-from longfire.parallel.parameter_gather import gather_rounded, gathers_rounded
+from longfire.parallel.parameter_gather import gather_rounded, gathers_float8, gathers_rounded
 from longfire.parallel.plan import reshards
 from longfire.parallel.sharding import local, placed_parameters
 
@@ -88,7 +88,7 @@ def parallelize(
         for block in model.layers:
             block.compile(dynamic=False)
     if mesh.size(*DATA, "cp") > 1 or parallelism.cpu_offload:
-        shard(model, mesh, parallelism)
+        shard(model, mesh, parallelism, float8)
     return model
 
 
@@ -96,6 +96,7 @@ def shard(
     model: "Model",
     mesh: Mesh,
     parallelism: Parallelism,
+    float8: Float8 = UNROUNDED,
 ) -> None:
     """Cut every parameter by rows over dp_shard and cp, with replicas over dp_replicate (FSDP2;
     HSDP, Zhao 2023): a block is gathered when it computes, its gradients are summed and scattered
@@ -137,10 +138,11 @@ def shard(
         )
         register_fsdp_forward_method(root, "mix_layers")
     shards = mesh.size(*SHARDS)
-    travels_rounded = gathers_rounded(parallelism, model.compute_dtype, shards)
+    rounds = gathers_rounded(parallelism, model.compute_dtype, shards)
+    rounds_to_8_bits = gathers_float8(float8, shards)
     for module in sharded(model):
-        if travels_rounded:
-            gather_rounded(module, shards, model.compute_dtype)
+        if rounds or rounds_to_8_bits:
+            gather_rounded(module, shards, model.compute_dtype, rounds, rounds_to_8_bits)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(
             True

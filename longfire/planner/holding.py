@@ -88,10 +88,10 @@ class Shards:
         settings: Parallelism,
         names: list[int | str],
         group: dict[int | str, Group],
-        gathers_rounded: bool = False,
+        sent_bytes: float = 4.0,
     ) -> None:
-        """gathers_rounded: what travels is bf16 and has a buffer of its own, beside what it becomes
-        (parallel/parameter_gather.py)."""
+        """sent_bytes: of a number of a block on its way; what travels in fewer bytes than it is
+        used in has a buffer of its own (parallel/parameter_gather.py)."""
         self.plan = plan
         self.names = names
         self.group = group
@@ -99,7 +99,9 @@ class Shards:
         self.wrapped = plan.data * plan.cp > 1 or self.offload
         self.sharded = plan.shards > 1 or self.offload
         self.each = 2 if settings.param_gather_dtype == "bfloat16" else 4
-        self.copies = 2.5 if gathers_rounded else 2.0  # of a block while it runs
+        self.copies = 2.0  # of a block while it runs
+        if sent_bytes < self.each:
+            self.copies += sent_bytes / self.each
         self.stays = not reshards(settings, plan.pp, plan.shards)
         # Gradients are whole between micro-batches where they are not scattered after each.
         self.accumulates = plan.microbatches > 1 and not (self.sharded and plan.pp == 1)

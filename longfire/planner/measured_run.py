@@ -4,6 +4,7 @@ gathered together, the layers of each process, and what context parallelism send
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import replace
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -16,7 +17,7 @@ from longfire.config.transformers_config import TransformersConfig
 from longfire.errors import SettingsError
 from longfire.model import on_meta
 from longfire.optim import rule_of, updates_of
-from longfire.parallel import context, stages, strategy, tensor_refusals
+from longfire.parallel import context, float8_layers, stages, strategy, tensor_refusals
 from longfire.parallel.context_cost import (
     BYTES,
     AttentionHeads,
@@ -25,7 +26,7 @@ from longfire.parallel.context_cost import (
     Workload,
 )
 from longfire.parallel.cost import Device
-from longfire.parallel.parameter_gather import gathers_rounded
+from longfire.parallel.parameter_gather import float8_bytes, gathers_float8, gathers_rounded
 from longfire.parallel.pipeline_stage import costs
 from longfire.parallel.remat import is_recomputed
 from longfire.parallel.strategy import Ranked
@@ -197,9 +198,26 @@ class MeasuredRun:
             * BYTES[self.dtype]
         )
 
-    def gathers_rounded(self, plan: Plan) -> bool:
-        """Whether matrices travel in bf16 to where they are used."""
-        return gathers_rounded(self.run.parallelism, getattr(torch, self.dtype), plan.shards)
+    def sent_bytes(self, plan: Plan) -> float:
+        """Of a parameter on its way to where it is used, on average over those of the blocks."""
+        if self.run.parallelism.param_gather_dtype == "bfloat16":
+            return 2.0
+        others = 4
+        if gathers_rounded(self.run.parallelism, getattr(torch, self.dtype), plan.shards):
+            others = 2
+        of_8_bits = 4
+        if gathers_float8(self.run.float8, plan.shards):
+            of_8_bits = float8_bytes(self.run.float8.recipe_name)
+        return others + (of_8_bits - others) * self.float8_share
+
+    @cached_property
+    def float8_share(self) -> float:
+        """The part of the blocks' parameters that multiplies 8-bit numbers."""
+        chosen = float8_layers.choose_matrices(self.model, self.run.float8).chosen
+        numbers = sum(
+            self.model.get_submodule(name).get_parameter("weight").numel() for name in chosen
+        )
+        return numbers / sum(parameter.numel() for parameter in self.model.layers.parameters())
 
     def with_strategy(self, plan: Plan) -> Plan:
         """The same with the best strategy."""

@@ -40,7 +40,7 @@ class ProcessMemory:
             run.parallelism,
             self.names,
             self.group,
-            measured.gathers_rounded(plan),
+            measured.sent_bytes(plan),
         )
         self.parts: dict[int | str, Part] = {}
         self.cuts: dict[int | str, FSDPMemory] = {}

@@ -120,9 +120,7 @@ class StepCommunication:
         if plan.shards == 1:
             return
         numbers = self.numbers()
-        each = 4
-        if self.settings.param_gather_dtype == "bfloat16" or self.measured.gathers_rounded(plan):
-            each = 2
+        each = self.measured.sent_bytes(plan)
         gathers = gatherings(self.settings, plan)
         sent = gathers * cost.gathered_bytes(each * numbers, plan.shards)
         yield self.over(

@@ -245,8 +245,9 @@ def findings(planner: Planner, own: Forecast) -> list[str]:
     lines = [binds, most]
     if planner.run.float8.enable_float8_linear:
         lines.append(
-            "float8: bytes and times are those of bfloat16; what 8-bit products gain, and what "
-            "rounding takes, has not been measured"
+            "float8: what parameters send is counted as it travels; all other bytes and times are "
+            "those of bfloat16; what 8-bit products gain, and what rounding takes, has not been "
+            "measured"
         )
     return lines
 

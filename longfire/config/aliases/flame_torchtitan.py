@@ -26,9 +26,9 @@ DELAYED = (
 # torchtitan's names of what swaps linear layers for those of float8, old and new
 FLOAT8_CONVERTERS = ("float8", "quantize.linear.float8")
 PINNED = Dropped("batches come from memory-mapped token stores, made ready by one thread", "true")
-ALL_GATHER = Dropped(
-    "weights travel in parallelism.param_gather_dtype, more bytes than in float8, and are rounded "
-    "after that, with scales of whole weights all the same",
+PRECOMPUTED_SCALES = Dropped(
+    "with float8.enable_fsdp_float8_all_gather the scales of all matrices of a block are one "
+    "all-reduce before its gathering, and else no scale needs one",
     "true",
 )
 
@@ -237,8 +237,7 @@ FLAME_TORCHTITAN: dict[
         Refused(RESTARTS, (), accepted=is_not_fault_tolerant),
     ),
     "fault_tolerance.enable": Refused(RESTARTS),
-    "float8.enable_fsdp_float8_all_gather": ALL_GATHER,
-    "float8.precompute_float8_dynamic_scale_for_fsdp": ALL_GATHER,
+    "float8.precompute_float8_dynamic_scale_for_fsdp": PRECOMPUTED_SCALES,
     "float8.force_recompute_fp8_weight_in_bwd": Dropped(
         "the backward always rounds weights again, and never keeps their 8-bit form", "true"
     ),

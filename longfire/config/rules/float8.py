@@ -29,6 +29,8 @@ def of_float8(run: RunSettings) -> Iterator[str]:
             f"{setting}: float8 units give products in bfloat16, but model.compute_dtype = "
             "'float32': set it to bfloat16 or auto, or float8.emulate to true"
         )
+    if run.float8.enable_fsdp_float8_all_gather:
+        yield from of_all_gather(run)
     if run.model_config is None:
         return
     from longfire.model import on_meta  # the matrices need torch
@@ -36,3 +38,15 @@ def of_float8(run: RunSettings) -> Iterator[str]:
 
     model = on_meta(run.model_config.with_vocabulary(run.model_config.vocab_size or BYTES))
     yield from float8_layers.refusals(model, run.float8, run.degrees["tp"])
+
+
+def of_all_gather(run: RunSettings) -> Iterator[str]:
+    """Matrices that travel in few bytes are sharded ones, and fp32 before that."""
+    setting = "float8.enable_fsdp_float8_all_gather = true"
+    if run.degrees["dp_shard"] * run.degrees["cp"] == 1:
+        yield f"{setting} is about sharded parameters, but nothing is sharded here: leave it out"
+    if run.parallelism.param_gather_dtype == "bfloat16":
+        yield (
+            f"{setting}: parallelism.param_gather_dtype = 'bfloat16' rounds all parameters before "
+            "they travel: leave one of them out"
+        )

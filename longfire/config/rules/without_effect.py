@@ -251,7 +251,7 @@ IDLE = (
         "no process shares layers with another one",
     ),
     Idle(
-        keys_of("float8", "recipe_name", "filter_fqns", "emulate"),
+        keys_of("float8", "recipe_name", "filter_fqns", "enable_fsdp_float8_all_gather", "emulate"),
         lambda run: not run.float8.enable_float8_linear,
         "float8.enable_float8_linear is false",
     ),

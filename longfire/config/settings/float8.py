@@ -26,6 +26,12 @@ class Float8:
         "matrices with one of these in their names, as mlp.down_proj,layers.0., keep "
         "model.compute_dtype",
     )
+    enable_fsdp_float8_all_gather: bool = setting(
+        False,
+        "sharded matrices that multiply 8-bit numbers travel in a form from which the same 8-bit "
+        "numbers follow: with recipe_name = tensorwise as 8-bit numbers, with the others in "
+        "bfloat16, rounded to odd; false: in float32. No result changes",
+    )
     emulate: bool = setting(
         False,
         "round to 8 bits, and multiply in float32: the same on any device, slower than without "
