@@ -8,6 +8,7 @@ in the order of the flow:
     memory.py          every part of a model, measured for one process's share
     forecast.py        a plan and what is expected of it
     holding.py         what a process holds beside its parts
+    teacher.py         what a teacher adds to all of this
     measured_run.py    what plans of one run are made of, each measured once
     peak.py            what a process holds in a step, moment by moment
     step_time.py       how long a step takes

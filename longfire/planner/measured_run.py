@@ -16,6 +16,8 @@ from longfire.config.settings import Parallelism, Remat
 from longfire.config.transformers_config import TransformersConfig
 from longfire.errors import SettingsError
 from longfire.model import on_meta
+from longfire.ops.cross_entropy import chunk_size
+from longfire.ops.pretending import pretending_cuda
 from longfire.optim import rule_of, updates_of
 from longfire.parallel import context, float8_layers, stages, strategy, tensor_refusals
 from longfire.parallel.context_cost import (
@@ -34,6 +36,7 @@ from longfire.planner.forecast import MIXER_AGAIN, Plan
 from longfire.planner.holding import Group
 from longfire.planner.memory import Keeping, Meter, ends_of
 from longfire.planner.part import EMBED, HEAD, MASTER_BYTES, Part
+from longfire.planner.teacher import TeacherCost, teacher_cost, teacher_model
 
 CLASSES = 1000  # of a classifier whose data will decide
 MEASURED_TOKENS = 8192  # longer sequences are read off a straight line through these and half
@@ -76,6 +79,7 @@ class MeasuredRun:
         if not dtype and run.model.compute_dtype == "float32":
             self.dtype = "float32"
         self.model = on_meta(self.model_config, getattr(torch, self.dtype))
+        self.teacher = teacher_model(run, getattr(torch, self.dtype))
         self.flops_of: list[dict[str, float]] = []
         length = self.model.length_of_flops(self.seq_len)
         for block in self.model.layers:
@@ -87,6 +91,7 @@ class MeasuredRun:
         self.costs = costs(self.model, self.seq_len)
         self.flops_of_head = self.costs[-1]
         self.meters: dict[tuple[int, int, bool], Meter] = {}
+        self.teacher_meters: dict[tuple[int, int], Meter] = {}
         self.groups: dict[tuple[int, int], dict[int | str, Group]] = {}
         self.layouts: dict[int, list[list[int]]] = {}
         self.exchanged: dict[tuple, tuple[CommunicationCost, ...]] = {}
@@ -103,7 +108,36 @@ class MeasuredRun:
         """Why processes cannot share this model's matrices so. (Run.compose has looked at the
         recipe's own pipeline.)"""
         sequence_parallel = self.run.parallelism.sequence_parallel
-        return tensor_refusals.refusals(self.model, tp, sequence_parallel, tokens)
+        yield from tensor_refusals.refusals(self.model, tp, sequence_parallel, tokens)
+        if self.teacher is not None:
+            for reason in tensor_refusals.refusals(self.teacher, tp, sequence_parallel, tokens):
+                yield f"distillation.teacher: {reason}"
+
+    def teacher_cost(self, plan: Plan) -> TeacherCost:
+        """What a teacher adds to the plan."""
+        return teacher_cost(self, plan, plan.here(self.seq_len))
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens whose logits exist at one time."""
+        with pretending_cuda(self.as_cuda):
+            return chunk_size(self.run.training.loss_chunk_tokens, torch.device("cpu"))
+
+    def teacher_meter(self, tp: int, seq_len: int) -> Meter:
+        """Of the teacher's share that one of `tp` processes has."""
+        assert self.teacher is not None, "asked for where there is one"
+        key = tp, seq_len
+        if key not in self.teacher_meters:
+            self.teacher_meters[key] = Meter(
+                self.teacher,
+                seq_len,
+                self.run.training.loss_chunk_tokens,
+                self.as_cuda,
+                tp,
+                self.run.parallelism.sequence_parallel,
+                kernels=self.kernels,
+            )
+        return self.teacher_meters[key]
 
     def meter(self, tp: int, seq_len: int, is_cut: bool = False) -> Meter:
         """Of the share that one of `tp` processes has. is_cut: of pieces of sequences."""
@@ -149,11 +183,15 @@ class MeasuredRun:
         return self.meter(tp, min(self.seq_len, MEASURED_TOKENS)).crossings
 
     def softmax(self, plan: Plan) -> list[AttentionHeads]:
-        """Of every softmax layer, the heads that are on one process."""
+        """Of every softmax layer, a teacher's too, the heads that are on one process."""
         found: list[AttentionHeads] = []
         for crossing in self.crossings(plan.tp):
             for heads in crossing.attends:
                 found.append(heads)
+        if self.teacher is not None:  # its layers see whole sequences in the same way
+            tokens = min(self.seq_len, MEASURED_TOKENS)
+            for crossing in self.teacher_meter(plan.tp, tokens).crossings:
+                found += crossing.attends
         return found
 
     def cut(self, plan: Plan, seq_len: int = 0) -> Workload:

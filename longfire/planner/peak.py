@@ -3,15 +3,12 @@ that fit."""
 
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
-
-from longfire.ops.cross_entropy import chunk_size
-from longfire.ops.pretending import pretending_cuda
 from longfire.parallel import cost
 from longfire.planner.forecast import MIXER_AGAIN, Moment, Plan
 from longfire.planner.holding import NOTHING, FSDPMemory, Group, Shards
 from longfire.planner.measured_run import MeasuredRun
 from longfire.planner.part import EMBED, HEAD, MASTER_BYTES, Part
+from longfire.planner.teacher import teacher_cost
 
 LABELS = 3 * 8  # bytes of a token's id, label and position
 MOST = 2**24  # no larger number of sequences or tokens is tried
@@ -50,16 +47,17 @@ class ProcessMemory:
             self.cuts[name] = FSDPMemory.of(
                 exchanges, again=measured.remat_of(plan, name) in MIXER_AGAIN
             )
-        self.parameters = 0
+        self.teacher = teacher_cost(measured, plan, self.here)
+        self.masters = 0.0
+        self.parameters = 0.0
         self.state = 0.0
         if self.on_device:
-            self.parameters = MASTER_BYTES * sum(group.shard for group in self.group.values())
+            self.masters = float(MASTER_BYTES * sum(group.shard for group in self.group.values()))
+            self.parameters = self.masters + self.teacher.parameters
             self.state = sum(group.state for group in self.group.values())
-        with pretending_cuda(measured.as_cuda):
-            chunk = chunk_size(run.training.loss_chunk_tokens, torch.device("cpu"))
-        chunk = min(plan.batch_size * self.here, chunk)
+        chunk = min(plan.batch_size * self.here, measured.chunk_tokens)
         vocabulary_here = -(-measured.model_config.vocab_size // plan.tp)
-        self.logits = 4 * chunk * vocabulary_here  # in fp32
+        self.logits = 4 * chunk * vocabulary_here + self.teacher.logits  # in fp32
 
     def moments(self) -> Iterator[Moment]:
         """What it holds, moment by moment: forward and backward of the micro-batch for which most
@@ -73,6 +71,14 @@ class ProcessMemory:
         kept = self.kept_of_others(keeps)
         shards = self.shards
         gradients = shards.gradients_before
+        if self.teacher.parameters:
+            yield self.moment(
+                "forward of the teacher",
+                gradients,
+                activations=kept + self.teacher.kept + self.teacher.activations,
+                gathered=shards.always + self.teacher.block,
+            )
+            kept += self.teacher.kept
         for name in self.names:
             peak = self.parts[name].forward_peak + self.cuts[name].forward
             yield self.moment(
@@ -102,7 +108,7 @@ class ProcessMemory:
         temporary = sum(group.temporary for group in self.group.values())
         yield self.moment(
             "optimizer",
-            gradients=self.parameters,
+            gradients=self.masters,
             activations=temporary * self.on_device,
             gathered=shards.always,
         )
@@ -117,6 +123,7 @@ class ProcessMemory:
         if not self.on_device:
             for group in self.group.values():
                 held += 2 * MASTER_BYTES * group.shard + group.state
+            held += self.teacher.parameters
         return held
 
     @property
@@ -147,6 +154,7 @@ class ProcessMemory:
         """The head's logits are counted apart from its other activations."""
         logits: float = 0
         if where.endswith(HEAD):
+            activations += self.teacher.logits
             logits = min(self.logits, activations)
         return Moment(
             where,
@@ -154,7 +162,7 @@ class ProcessMemory:
             gradients,
             self.state,
             activations - logits,
-            gathered,
+            gathered + self.teacher.ends,
             logits,
         )
 

@@ -213,6 +213,8 @@ class Planner(MeasuredRun):
                 return False
         if plan.pp == 1:
             return True
+        if self.teacher is not None:
+            return False
         refusals = stages.refusals(
             self.model_config,
             plan.pp,

@@ -130,6 +130,16 @@ class StepCommunication:
             sent,
             "compute",
         )
+        of_teacher = self.measured.teacher_cost(plan)
+        if of_teacher.parameters:
+            whole = of_teacher.ends + plan.microbatches * of_teacher.blocks
+            yield self.over(
+                self.sharding_axis,
+                "teacher: all-gather",
+                plan.tp,
+                cost.gathered_bytes(whole, plan.shards),
+                "compute",
+            )
         scatters = 1 if plan.pp > 1 else plan.microbatches
         sent = scatters * cost.gathered_bytes(MASTER_BYTES * numbers, plan.shards)
         yield self.over(
@@ -181,6 +191,7 @@ def parts_of_step(
     stages, the optimizer."""
     parallelism = measured.run.parallelism
     flops = max(flops_on(measured, plan, process) for process in range(plan.pp))
+    flops += measured.teacher_cost(plan).flops
     compute = cost.compute_seconds(
         flops * measured.tokens / plan.data / plan.cp / plan.tp,
         measured.device,
