@@ -55,19 +55,23 @@ def choose_device(training: Training, local_rank: int = 0) -> torch.device:
     return device
 
 
+def has_float8_units(device: torch.device) -> bool:
+    """Whether a device multiplies 8-bit numbers itself."""
+    if device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device) >= FLOAT8_CAPABILITY
+
+
 def check_float8(float8: Float8, device: torch.device) -> None:
     """Raises SettingsError if 8-bit numbers are to be multiplied on a device without units for
     it."""
-    if not float8.enable_float8_linear or float8.emulate:
+    if not float8.enable_float8_linear or float8.emulate or has_float8_units(device):
         return
     if device.type != "cuda":
         what = f"this {device.type} has"
     else:
-        capability = torch.cuda.get_device_capability(device)
-        if capability >= FLOAT8_CAPABILITY:
-            return
         what = "{} has compute capability {}.{},".format(
-            torch.cuda.get_device_name(device), *capability
+            torch.cuda.get_device_name(device), *torch.cuda.get_device_capability(device)
         )
     raise SettingsError(
         f"float8.enable_float8_linear = true, but {what} no float8 units (CUDA devices of compute "

@@ -153,3 +153,24 @@ def test_tolerances_follow_type_and_device():
 def test_every_op_that_has_a_choice_is_looked_at():
     assert set(OPS) <= {case.op for case in check.CASES}
     assert len({str(case) for case in check.CASES}) == len(check.CASES)
+
+
+def test_what_a_device_lacks_is_not_available_and_not_wrong(monkeypatch, capsys):
+    of_float8 = case("float8_linear", "scales of rows")
+    assert check.check(of_float8, CPU, torch.float32)[0] and not of_float8.missing(CPU)
+    lacking = of_float8._replace(missing=lambda device: "this GPU has no float8 units")
+    monkeypatch.setattr(check, "CASES", (lacking, case("attention", "window")))
+    assert check.main() == 0
+    out = capsys.readouterr().out
+    assert "not available this GPU has no float8 units" in " ".join(out.split())
+    assert "2 of 2 right" in out
+
+
+def test_a_gpu_without_units_lacks_float8(monkeypatch):
+    missing = case("float8_linear", "scales of rows").missing
+    device = torch.device("cuda")
+    for capability, reason in (((8, 0), "this GPU has no float8 units"), ((9, 0), "")):
+        monkeypatch.setattr(
+            torch.cuda, "get_device_capability", lambda _, capability=capability: capability
+        )
+        assert missing(device) == reason

@@ -85,14 +85,19 @@ class Draw:
 Inputs = dict[str, Any]
 
 
+def nothing_missing(device: torch.device) -> str:
+    return ""
+
+
 class Case(NamedTuple):
     """One way to call an op. The fast form is `module.<op>`, the reference `module.<op>_reference`,
-    looked up when called."""
+    looked up when called. missing: why a device cannot run it; "" if it can."""
 
     module: ModuleType
     op: str
     name: str
     inputs: Callable[[Draw, Sizes], Inputs]
+    missing: Callable[[torch.device], str] = nothing_missing
 
     def __str__(self) -> str:
         return f"{self.op}, {self.name}"

@@ -10,6 +10,7 @@ selective_scan.py    Mamba's scan
 token_shift.py       each token beside the one before it
 short_conv.py        short causal convolution
 cross_entropy.py     the head and the loss as one
+float8.py            products of 8-bit numbers
 """
 
 from collections.abc import Iterator
