@@ -37,8 +37,9 @@ def measure(work: Work, is_recipe: bool) -> Outcome:
     problems: list[str] = []
     missing: list[str] = []
     todo: list[tuple[Case, torch.dtype]] = []
+    available = [case for case in CASES if not case.missing(device)]
     for dtype in DTYPES_OF[is_recipe]:
-        todo += [(case, dtype) for case in in_turns(CASES)]
+        todo += [(case, dtype) for case in in_turns(available)]
     worst = 0.0
     for count, (case, dtype) in enumerate(todo):
         if work.seconds_left < LEAST_SECONDS:

@@ -9,8 +9,8 @@ A scale for each row, which is another one in the backward (rowwise, rowwise_wit
 of 8-bit numbers serves both. Their scales are powers of two, so a number with a few bits more than
 e4m3, rounded to odd, rounds to the same 8-bit number under each of them (Boldo and Melquiond 2008,
 Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd): bf16 has
-four more. And whether the highest number is above a limit is the same too, since all limits are even
-bf16 numbers.
+four more. And whether the highest number is above a limit is the same too, since all limits are
+even bf16 numbers.
 """
 
 import torch

@@ -7,9 +7,10 @@ process rounds the same weights to the same numbers, so no result changes, and g
 (FSDP2's own `MixedPrecisionPolicy(param_dtype=torch.bfloat16)` rounds norms, decay rates and all
 gradients too.)
 
-Matrices that multiply 8-bit numbers (parallel/float8_layers.py) are rounded from fp32, so bf16 would
-change them: they travel in fp32, or, with float8.enable_fsdp_float8_all_gather, in a form from which
-the same 8-bit numbers follow (ops/float8_weights.py): as 8-bit numbers, or in bf16 rounded to odd.
+Matrices that multiply 8-bit numbers (parallel/float8_layers.py) are rounded from fp32, so bf16
+would change them: they travel in fp32, or, with float8.enable_fsdp_float8_all_gather, in a form
+from which the same 8-bit numbers follow (ops/float8_weights.py): as 8-bit numbers, or in bf16
+rounded to odd.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

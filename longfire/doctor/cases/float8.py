@@ -1,5 +1,5 @@
-"""Ways to multiply 8-bit numbers (ops/float8.py): by the float8 units of a GPU, elsewhere as a run with
-float8.emulate = true does.
+"""Ways to multiply 8-bit numbers (ops/float8.py): by the float8 units of a GPU, elsewhere as a run
+with float8.emulate = true does.
 
 The reference multiplies the same 8-bit numbers in float64. Scales are powers of two, so that they
 are the same numbers whatever the type of the inputs.
