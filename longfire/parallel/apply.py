@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -127,7 +127,7 @@ def shard(
             mp_policy=precision,
             offload_policy=offload,
         )
-        register_fsdp_forward_method(block, "mix_alone")
+        gather_for(block, "mix_alone")
     for root in roots(model):
         fully_shard(
             root,
@@ -136,7 +136,7 @@ def shard(
             mp_policy=precision,
             offload_policy=offload,
         )
-        register_fsdp_forward_method(root, "mix_layers")
+        gather_for(root, "mix_layers")
     shards = mesh.size(*SHARDS)
     rounds = gathers_rounded(parallelism, model.compute_dtype, shards)
     rounds_to_8_bits = gathers_float8(float8, shards)
@@ -147,6 +147,13 @@ def shard(
         module.set_force_sum_reduction_for_comms(
             True
         )  # else the factor becomes an operation that gloo has not
+
+
+def gather_for(module: nn.Module, method: str) -> None:
+    """Let another method than the forward gather what it uses, too. (Modules of transformers lack
+    ours.)"""
+    if hasattr(module, method):
+        register_fsdp_forward_method(module, method)
 
 
 def roots(model: "Model") -> "Sequence[Model]":
