@@ -14,6 +14,7 @@ from longfire.config.run import Run
 from longfire.config.settings import Float8
 from longfire.device import check_float8
 from longfire.errors import SettingsError
+from longfire.launch import World
 
 RECIPE = """
 [model]
@@ -156,7 +157,7 @@ def test_an_export_is_that_of_a_model_without_float8(here):
     }
 
 
-def composed(**settings: str) -> Run:
+def composed(processes: int = 1, **settings: str) -> Run:
     model = {
         "model.hidden_size": "64",
         "model.num_hidden_layers": "1",
@@ -165,7 +166,17 @@ def composed(**settings: str) -> Run:
         "data.dataset": "input.txt",
         "float8.enable_float8_linear": "true",
     }
-    return Run.compose(None, {**model, **settings})
+    return Run.compose(None, {**model, **settings}, world=World(processes))
+
+
+def test_float8_travels_where_fp32_shards_do(here):
+    asked = {"training.device": "cpu", "float8.emulate": "true"}
+    asked["float8.enable_fsdp_float8_all_gather"] = "true"
+    with pytest.raises(SettingsError, match="nothing is sharded here: leave it out"):
+        composed(**asked)
+    composed(2, **asked)
+    with pytest.raises(SettingsError, match="rounds all parameters before they travel"):
+        composed(2, **asked, **{"parallelism.param_gather_dtype": "bfloat16"})
 
 
 def test_a_cpu_is_refused_unless_it_is_to_emulate(here):
