@@ -82,6 +82,8 @@ WITH_OTHERS = [
     ("lr_scheduler.warmup_steps", "7", {"lr_scheduler.warmup_tokens": "4096"}),
     ("lr_scheduler.warmup_shape", "constant", {"lr_scheduler.warmup_steps": "0"}),
     ("comm.trace_buf_size", "7", {"training.device": "cpu"}),
+    ("training.keep_rounded_weights", "on", {"model.compute_dtype": "float32"}),
+    ("training.keep_rounded_weights", "on", {"parallelism.cpu_offload": "true"}),
     ("training.steps", "7", {"training.tokens": "1000000"}),
     ("checkpoint.interval", "7", {"checkpoint.enable_checkpoint": "false"}),
     (

@@ -143,6 +143,29 @@ def test_what_holds_less_holds_less(compose):
     assert bytes_of(tp=2, dp_shard=4) < bytes_of(dp_shard=4)
 
 
+def test_rounded_weights_are_counted_where_a_step_keeps_them(compose):
+    """2 bytes of each number of the blocks' matrices, in the forward; none in the optimizer's moment."""
+    moments = {}
+    for choice in ("auto", "off"):
+        settings = {
+            "training.gradient_accumulation_steps": 4,
+            "training.keep_rounded_weights": choice,
+        }
+        run = compose(SMALL, 1, **settings)
+        planner = Planner(run, H100)
+        (memory,) = planner.memories(planner.of_recipe())
+        moments[choice] = list(memory.moments())
+    model = on_meta(run.known_model_config)
+    numbers = sum(
+        module.weight.numel()
+        for module in model.layers.modules()
+        if isinstance(module, torch.nn.Linear)
+    )
+    for kept, rounded_again in zip(moments["auto"], moments["off"]):
+        more = 0 if kept.where == "optimizer" else 2 * numbers
+        assert kept.total == pytest.approx(rounded_again.total + more)
+
+
 def test_parameters_on_the_host_are_counted_there(compose):
     """Masters, gradients and AdamW's two moments, 4 bytes each, of a process's shard."""
     settings = {"training.global_batch_size": 16, "parallelism.cpu_offload": True}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from longfire.config.model_config import ModelConfig, key
 from longfire.mixers.mixer import Mixer, Sequence, positive, uniform
 from longfire.mixers.step_size import init_step_size
-from longfire.ops.linear import Linear, in_fp32, linear
+from longfire.ops.linear import Linear, in_fp32
 from longfire.ops.selective_scan import selective_scan
 from longfire.ops.short_conv import ShortConv
 
@@ -48,7 +48,7 @@ class LinearWithWideBias(Linear):
     fp32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return in_fp32(linear(x, self.weight)) + self.bias
+        return in_fp32(self.product(x)) + self.bias
 
 
 class Mamba(Mixer):

@@ -11,7 +11,7 @@ fast form with its reference on the machine at hand.
     document_starts.py   where they begin in each sequence, as numbers
     bf16.py              whether a device multiplies bf16 in hardware
     linear.py            which type is computed in; products with fp32 master weights
-    rounded_weights.py   weights that are rounded once, where nothing is learned
+    rounded_weights.py   weights that are rounded once: for generation, and for one training step
     float8.py            products of 8-bit numbers
     norm.py              normalisations
     grouped_norm.py      Mamba-2's

@@ -22,15 +22,17 @@ def in_fp32(x: Tensor) -> Tensor:
     return x.to(working_dtype(x))
 
 
-def linear(x: Tensor, weight_WD: Tensor, bias_W: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor, weight_WD: Tensor, bias_W: Tensor | None = None, rounded_WD: Tensor | None = None
+) -> Tensor:
     """x (..., D) -> (..., W) in x's dtype, from fp32 master weights rounded to it.
 
-    bf16 on a CPU without bf16 units: the same rounded values are multiplied in fp32 and the result
-    is rounded, which is what a bf16 product with fp32 accumulation means.
+    rounded_WD: so rounded before. bf16 on a CPU without bf16 units: the same rounded values are
+    multiplied in fp32 and the result is rounded, which a bf16 product with fp32 accumulation means.
     """
     if x.dtype == weight_WD.dtype and x.dtype != torch.bfloat16:
         return F.linear(x, weight_WD, None if bias_W is None else bias_W.to(x.dtype))
-    return ROUNDED.get()(x, weight_WD, bias_W)
+    return ROUNDED.get()(x, weight_WD, bias_W, rounded_WD)
 
 
 def linear_reference(x: Tensor, weight_WD: Tensor, bias_W: Tensor | None = None) -> Tensor:
@@ -50,7 +52,7 @@ class Products(Protocol):
 class Linear(nn.Linear):
     """nn.Linear that computes in the dtype of its input; its parameters stay fp32."""
 
-    rounded_WD: Tensor | None = None  # the weight in another dtype, where `keep_rounded` made it
+    rounded_WD: tuple[Tensor, ...] = ()  # what ops/rounded_weights.py keeps of the weight
     float8: Products | None = None  # products of 8-bit numbers, where they are chosen
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,6 +62,4 @@ class Linear(nn.Linear):
         """x times the weight, plus this bias."""
         if self.float8 is not None:
             return self.float8.linear(x, self.weight, bias_W)
-        if self.rounded_WD is not None and self.rounded_WD.dtype == x.dtype:
-            return linear(x, self.rounded_WD, bias_W)
-        return linear(x, self.weight, bias_W)
+        return linear(x, self.weight, bias_W, *self.rounded_WD)

@@ -224,13 +224,14 @@ class CompiledChunks(InChunks):
 @contextmanager
 def kept_on(host: str) -> Iterator[None]:
     """Inside, what autograd keeps goes to the host as soon as it is kept, and comes back when its
-    backward asks for it. Copies run in the order of the device's stream. Parameters stay: they are
-    there anyway, or gathered again; so do whole numbers and masks."""
+    backward asks for it. Copies run in the order of the device's stream. Parameters and buffers
+    stay: they are there anyway, or gathered again; so do whole numbers and masks."""
 
     def go(x: Tensor) -> Tensor | tuple[torch.device, Tensor]:
         owner = x if x._base is None else x._base  # a matrix is kept as its transpose
         expanded = any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride()))
-        if isinstance(owner, nn.Parameter) or not x.is_floating_point() or expanded:
+        is_weight = isinstance(owner, nn.Parameter | nn.Buffer)
+        if is_weight or not x.is_floating_point() or expanded:
             return x
         return x.device, copied(x, torch.device(host), x.is_cuda)
 

@@ -4,9 +4,11 @@ cuts of sequences."""
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from longfire.config.settings import Parallelism
+from longfire.ops.rounded_weights import matrices_rounded
 from longfire.optim.contract import Update
 from longfire.parallel.context_cost import CommunicationCost
 from longfire.parallel.plan import reshards
@@ -21,6 +23,7 @@ class Group(NamedTuple):
     shard: int  # of those, the first process's rows
     state: float  # bytes that the optimizer keeps for the shard
     temporary: float  # bytes that its update of the shard holds beside that
+    rounded: int = 0  # of the whole, what a step rounds more than once (ops/rounded_weights.py)
 
     @classmethod
     def of(
@@ -28,8 +31,9 @@ class Group(NamedTuple):
         module: nn.Module,
         shards: int,
         updates: Mapping[nn.Parameter, Update],
+        rounded_to: torch.dtype = torch.float32,
     ) -> "Group":
-        """updates: of the parameters that learn."""
+        """updates: of the parameters that learn. rounded_to: the type that matrices multiply."""
         whole = 0
         shard = 0
         state = 0.0
@@ -42,7 +46,8 @@ class Group(NamedTuple):
             if parameter in updates:
                 state += here * updates[parameter].state_bytes(parameter.dtype)
                 temporary += here * updates[parameter].temporary_bytes
-        return cls(whole, shard, state, temporary)
+        rounded = sum(matrix.weight.numel() for matrix in matrices_rounded(module, rounded_to))
+        return cls(whole, shard, state, temporary, rounded)
 
 
 NOTHING = Group(0, 0, 0.0, 0.0)

@@ -18,6 +18,7 @@ from longfire.errors import SettingsError
 from longfire.model import on_meta
 from longfire.ops.cross_entropy import chunk_size
 from longfire.ops.pretending import pretending_cuda
+from longfire.ops.rounded_weights import pays
 from longfire.optim import rule_of, updates_of
 from longfire.parallel import context, float8_layers, stages, strategy, tensor_refusals
 from longfire.parallel.context_cost import (
@@ -257,6 +258,12 @@ class MeasuredRun:
         )
         return numbers / sum(parameter.numel() for parameter in self.model.layers.parameters())
 
+    def keeps_rounded(self, plan: Plan) -> bool:
+        """Whether a step rounds each weight once, which parameters that are gathered cannot be."""
+        is_whole = plan.data * plan.cp == 1 and not self.run.parallelism.cpu_offload
+        choice = self.run.training.keep_rounded_weights
+        return is_whole and pays(choice, self.as_cuda, plan.microbatches)
+
     def with_strategy(self, plan: Plan) -> Plan:
         """The same with the best strategy."""
         ranked = self.strategies(plan)
@@ -329,7 +336,8 @@ class MeasuredRun:
             updates = updates_of(model, self.rule)
             groups: dict[int | str, Group] = {}
             for name, part in parts.items():
-                groups[name] = Group.of(part, shards, updates)
+                rounded_to = torch.float32 if name == HEAD else getattr(torch, self.dtype)
+                groups[name] = Group.of(part, shards, updates, rounded_to)
             self.groups[tp, shards] = groups
         return self.groups[tp, shards]
 

@@ -48,6 +48,10 @@ class ProcessMemory:
                 exchanges, again=measured.remat_of(plan, name) in MIXER_AGAIN
             )
         self.teacher = teacher_cost(measured, plan, self.here)
+        self.rounded = 0
+        if measured.keeps_rounded(plan):
+            itemsize = getattr(torch, measured.dtype).itemsize
+            self.rounded = itemsize * sum(group.rounded for group in self.group.values())
         self.masters = 0.0
         self.parameters = 0.0
         self.state = 0.0
@@ -63,6 +67,7 @@ class ProcessMemory:
         """What it holds, moment by moment: forward and backward of the micro-batch for which most
         is kept, and the optimizer.
 
+        Gathered counts the rounded copies of weights too, which are gone when the optimizer works.
         While the optimizer works, gradients are sharded as parameters are, and what its updates
         hold for a while counts as activations."""
         keeps: dict[int | str, float] = {}
@@ -85,7 +90,7 @@ class ProcessMemory:
                 f"forward of {describe(name)}",
                 gradients,
                 activations=kept + peak,
-                gathered=shards.forward(name),
+                gathered=shards.forward(name) + self.rounded,
             )
             kept += keeps[name]
         for name in reversed(self.names):
@@ -96,13 +101,13 @@ class ProcessMemory:
                 f"backward of {describe(name)}",
                 gradients,
                 activations=kept + peak,
-                gathered=shards.backward(name),
+                gathered=shards.backward(name) + self.rounded,
             )
             yield self.moment(
                 f"gradients of {describe(name)}",
                 gradients,
                 activations=kept + part.passed,
-                gathered=shards.reduction(name),
+                gathered=shards.reduction(name) + self.rounded,
             )
             gradients += shards.gradient(name)
         temporary = sum(group.temporary for group in self.group.values())

@@ -16,9 +16,11 @@ from longfire.loss import loss_of, loss_sum
 from longfire.mlps.auxiliary import update_buffers
 from longfire.model import Model
 from longfire.ops.cross_entropy import CorrectLabels
+from longfire.ops.linear import Linear
+from longfire.ops.rounded_weights import matrices_rounded, pays, rounded_once
 from longfire.ops.sequence_noise import row_noise
 from longfire.optim import clip_gradients, set_learning_rate, update_averages
-from longfire.parallel.apply import device_of, gradients, sync_gradients
+from longfire.parallel.apply import device_of, gradients, sharded, sync_gradients
 from longfire.parallel.axes import AXES, DATA
 from longfire.parallel.mesh import Mesh
 from longfire.parallel.pipeline import Pipeline, pipeline_of
@@ -108,15 +110,19 @@ def train_step(
     on_device = list(with_noise(state, microbatches, first_sequence, training.seed))
     pipeline = pipeline_of(state.model)
     correct = CorrectLabels() if metrics.accuracy else None
-    if pipeline:
-        loss = pipelined_forward_backward(
-            pipeline, on_device, max(1, labels), training, clock, correct
-        )
-    else:
-        loss_function = loss_function or loss_of_text(training)
-        if correct is not None:
-            loss_function = partial(loss_function, correct=correct)
-        loss = forward_backward(state, on_device, max(1, labels), loss_function, training, clock)
+    matrices = matrices_kept_rounded(state.model, training, len(microbatches))
+    with rounded_once(matrices, state.model.compute_dtype):
+        if pipeline:
+            loss = pipelined_forward_backward(
+                pipeline, on_device, max(1, labels), training, clock, correct
+            )
+        else:
+            loss_function = loss_function or loss_of_text(training)
+            if correct is not None:
+                loss_function = partial(loss_function, correct=correct)
+            loss = forward_backward(
+                state, on_device, max(1, labels), loss_function, training, clock
+            )
     highest = highest_loss(mesh, loss * (max(1, labels) / max(1, labels_here)))
     measures_norms = metrics.norms_freq > 0 and (state.step + 1) % metrics.norms_freq == 0
     numbers = update(state, loss, lr, training.max_norm, clock, measures_norms)
@@ -130,6 +136,15 @@ def train_step(
     state.tokens += sequences * microbatches[0].tokens
     state.skipped_steps += int(numbers["skipped"])
     return numbers
+
+
+def matrices_kept_rounded(model: Model, training: Training, microbatches: int) -> list[Linear]:
+    """The matrices whose weights this step rounds once for all its micro-batches; none where
+    parameters are gathered (FSDP2), which makes new ones for each forward and backward."""
+    on_cuda = device_of(model).type == "cuda"
+    if sharded(model) or not pays(training.keep_rounded_weights, on_cuda, microbatches):
+        return []
+    return matrices_rounded(model, model.compute_dtype, without=model.head)
 
 
 def highest_loss(mesh: Mesh, loss: Tensor) -> Tensor | None:

@@ -225,6 +225,16 @@ IDLE = (
         "training.skip_nan_inf is false",
     ),
     Idle(
+        keys_of("training", "keep_rounded_weights"),
+        lambda run: run.model.compute_dtype == "float32",
+        "model.compute_dtype is float32, and nothing is rounded",
+    ),
+    Idle(
+        keys_of("training", "keep_rounded_weights"),
+        lambda run: gathers_parameters(run),
+        "parameters are gathered: from several processes, or by parallelism.cpu_offload",
+    ),
+    Idle(
         keys_of("training", "steps"),
         lambda run: bool(run.training.tokens),
         "training.tokens is set",
@@ -286,6 +296,12 @@ IDLE = (
         "nothing is evaluated: eval.interval is 0 and eval.at_end false",
     ),
 )
+
+
+def gathers_parameters(run: RunSettings) -> bool:
+    """Whether FSDP2 makes the parameters that are computed with (parallel/apply.py)."""
+    processes = run.degrees["dp_replicate"] * run.degrees["dp_shard"] * run.degrees["cp"]
+    return processes > 1 or run.parallelism.cpu_offload
 
 
 def has_no_cuda() -> bool:

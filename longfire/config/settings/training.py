@@ -73,6 +73,13 @@ class Training:
         "auto", "where to train; auto: CUDA if there is one"
     )
     threads: int = setting(0, "CPU threads; 0: torch's own choice", WORKERS)
+    keep_rounded_weights: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "round the weights of matrices to the compute type once a step, instead of in each forward "
+        "and backward: the same results, for 2 bytes a number from the first forward of a step to "
+        "its last backward. Not where parameters are gathered from several processes or from the "
+        "host. auto: on CUDA with several micro-batches a step",
+    )
     loss_chunk_tokens: int = setting(
         0,
         "tokens whose logits exist at one time in the fused head and loss; 0: 1,024 on a CPU, "

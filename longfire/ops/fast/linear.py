@@ -12,22 +12,45 @@ from longfire.ops.linear import working_dtype
 from longfire.ops.pretending import as_on_cuda
 
 
-def rounded_linear(x: Tensor, weight_WD: Tensor, bias_W: Tensor | None) -> Tensor:
-    """Weights that have x's type already, which the device multiplies, need nothing more."""
+def rounded_linear(
+    x: Tensor,
+    weight_WD: Tensor,
+    bias_W: Tensor | None,
+    rounded_WD: Tensor | None = None,
+) -> Tensor:
+    """Weights that have x's type already, which the device multiplies, need nothing more.
+
+    rounded_WD: the weight as it is rounded already, to be read where it has x's type; the gradient
+    is that of the master weight all the same. None: rounded here, and again in the backward.
+    """
+    if rounded_WD is not None and rounded_WD.dtype != x.dtype:
+        rounded_WD = None
+    if rounded_WD is not None and not torch.is_grad_enabled():
+        weight_WD = rounded_WD
     if x.dtype == weight_WD.dtype and native_bf16(x.device):
         return F.linear(x, weight_WD, None if bias_W is None else bias_W.to(x.dtype))
-    return _RoundedLinear.apply(x, weight_WD, bias_W)
+    return _RoundedLinear.apply(x, weight_WD, bias_W, rounded_WD)
 
 
 class _RoundedLinear(torch.autograd.Function):
     """Master weights rounded to x's type, and multiplied in it where the device has units for it,
     else in fp32. Keeps x and the master weight itself, which is rounded again in the backward:
-    autograd would keep the rounded one, a copy of the model that no sharding gives back. The
-    weight's gradient has the master's type and was never rounded to a narrower one.
+    autograd would keep the rounded one, a copy of the model that no sharding gives back. Where such
+    a copy is there anyway (`rounded_WD`), it is read instead in both. The weight's gradient has the
+    master's type and was never rounded to a narrower one.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_WD: Tensor, bias_W: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight_WD: Tensor,
+        bias_W: Tensor | None,
+        rounded_WD: Tensor | None,
+    ) -> Tensor:
+        ctx.weight_dtype = weight_WD.dtype
+        if rounded_WD is not None:
+            weight_WD = rounded_WD
         ctx.save_for_backward(x, weight_WD)
         wide = multiplied(x)
         bias_W = None if bias_W is None else bias_W.to(x.dtype).to(wide)
@@ -46,10 +69,10 @@ class _RoundedLinear(torch.autograd.Function):
             rounded_DW = weight_WD.mT.to(x.dtype).to(wide)
             d_x = (d_y_NW @ rounded_DW.mT).view_as(x).to(x.dtype)
         if ctx.needs_input_grad[1]:
-            d_weight_WD = fp32_product(d_y_NW.T, x.flatten(0, -2).to(wide)).to(weight_WD.dtype)
+            d_weight_WD = fp32_product(d_y_NW.T, x.flatten(0, -2).to(wide)).to(ctx.weight_dtype)
         if ctx.needs_input_grad[2]:
-            d_bias_W = d_y_NW.sum(0, dtype=working_dtype(d_y_NW)).to(weight_WD.dtype)
-        return d_x, d_weight_WD, d_bias_W
+            d_bias_W = d_y_NW.sum(0, dtype=working_dtype(d_y_NW)).to(ctx.weight_dtype)
+        return d_x, d_weight_WD, d_bias_W, None
 
 
 def fp32_product(a: Tensor, b: Tensor) -> Tensor:
