@@ -1,6 +1,7 @@
 """parallel/cost.py, memory.py, planner.py, tables.py: predicted bytes are those of a real step; formulas; what the command says."""
 
 import json
+import math
 import re
 import time
 from dataclasses import replace
@@ -168,7 +169,11 @@ def test_rounded_weights_are_counted_where_a_step_keeps_them(compose):
 
 def test_parameters_on_the_host_are_counted_there(compose):
     """Masters, gradients and AdamW's two moments, 4 bytes each, of a process's shard."""
-    settings = {"training.global_batch_size": 16, "parallelism.cpu_offload": True}
+    settings = {
+        "training.global_batch_size": 16,
+        "parallelism.cpu_offload": True,
+        "checkpoint.async_mode": "disabled",
+    }
     run = compose(SMALL, 8, **settings)
     planner = Planner(run, H100)
     forecast = planner.forecast(planner.of_recipe())
@@ -194,6 +199,20 @@ def test_a_gradient_is_on_the_device_before_it_goes_to_the_host(compose):
         return {m.where: m.gathered for m in moments if m.where.startswith("gradients of")}
 
     assert reductions(True) == reductions(False)
+
+
+def test_copies_of_a_checkpoint_are_counted_on_the_host(compose):
+    """Master and AdamW's two moments, 4 bytes each; a pinned copy of each tensor takes the next power of two."""
+    held = {}
+    for mode in ("disabled", "async", "async_with_pinned_mem"):
+        run = compose(SMALL, 1, **{"checkpoint.async_mode": mode})
+        planner = Planner(run, H100)
+        held[mode] = planner.forecast(planner.of_recipe()).host_bytes
+    parameters = list(on_meta(run.known_model_config).parameters())
+    assert held["disabled"] == 0
+    assert held["async"] == 12 * sum(p.numel() for p in parameters)
+    powers = [2 ** math.ceil(math.log2(4 * p.numel())) for p in parameters]
+    assert held["async_with_pinned_mem"] == pytest.approx(3 * sum(powers))
 
 
 def test_activations_on_the_host_are_counted_there(compose):

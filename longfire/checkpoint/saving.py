@@ -18,7 +18,6 @@ from pathlib import Path
 from threading import Event
 
 import torch
-from torch import Tensor
 
 from longfire.checkpoint.best import LOSSES, best_steps, forget_later_losses, note_loss
 from longfire.checkpoint.folder import (
@@ -35,6 +34,7 @@ from longfire.checkpoint.folder import (
     write_manifest,
     write_tensors,
 )
+from longfire.checkpoint.host_copies import HostCopies
 from longfire.checkpoint.restoring import load, refuse_another_vocabulary, step_to_load
 from longfire.checkpoint.shards import LocalTensor
 from longfire.checkpoint.state import Counters, State
@@ -74,8 +74,12 @@ class Checkpoints:
     saved_at: float = field(default_factory=time.monotonic)
     saved_step: int | None = None
     writing: Future[None] | None = None  # the save in the background
-    host_copies: dict[str, Tensor] = field(default_factory=dict)
+    host_copies: HostCopies = field(init=False)
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
+
+    def __post_init__(self) -> None:
+        pinned = self.settings.async_mode == "async_with_pinned_mem" and torch.cuda.is_available()
+        self.host_copies = HostCopies(pinned)
 
     def due(self, state: State) -> bool:
         """Whether a save follows this step, by checkpoint.interval or as a milestone."""
@@ -132,10 +136,8 @@ class Checkpoints:
         if self.settings.async_mode == "disabled":
             with self.mesh.raise_on_all_ranks():
                 self.write(held, counters, weights_only)
-        elif next(state.model.parameters()).is_cuda:
-            self.writing = self.thread.submit(self.write, self.copied(held), counters, weights_only)
         else:
-            state.snapshot_done = Event()
+            state.snapshot_done = self.host_copies.begin(held)
             self.writing = self.thread.submit(
                 self.copy_and_write,
                 held,
@@ -168,39 +170,16 @@ class Checkpoints:
             with self.mesh.raise_on_all_ranks():
                 writing.result()
 
-    def copied(self, held: dict[str, LocalTensor]) -> dict[str, LocalTensor]:
-        """Copies in host memory, which training does not change. The buffers are kept for the next
-        save."""
-        pinned = self.settings.async_mode == "async_with_pinned_mem" and torch.cuda.is_available()
-        for name, (tensor, _, _) in held.items():
-            if name not in self.host_copies:
-                self.host_copies[name] = torch.empty(
-                    tensor.shape,
-                    dtype=tensor.dtype,
-                    pin_memory=pinned,
-                )
-            self.host_copies[name].copy_(tensor, non_blocking=pinned)
-        if pinned:
-            torch.cuda.synchronize()
-        copies: dict[str, LocalTensor] = {}
-        for name, part in held.items():
-            copies[name] = part._replace(tensor=self.host_copies[name])
-        return copies
-
     def copy_and_write(
         self,
         held: dict[str, LocalTensor],
         counters: Counters,
         weights_only: bool,
-        snapshot_done: Event,
+        snapshot_done: "Event | torch.cuda.Event",
     ) -> None:
-        """Both in the background, while training computes the next gradients
+        """In the background, while training computes the next gradients
         (State.wait_for_snapshot)."""
-        try:
-            held = self.copied(held)
-        finally:
-            snapshot_done.set()
-        self.write(held, counters, weights_only)
+        self.write(self.host_copies.finish(held, snapshot_done), counters, weights_only)
 
     def write(
         self,

@@ -50,12 +50,13 @@ class State:
     went_back_to: int = -1  # the step that checkpoint.load_step went back to last
     plateau: Plateau = NO_VALIDATION  # of the schedule of that name: its validations
     mesh: Mesh = ALONE  # the processes that share model and optimizer
-    # set when a save in the background has copied every tensor: until then none may change
-    snapshot_done: Event | None = None
+    # happens when a save in the background has copied every tensor: until then none may change
+    snapshot_done: Event | torch.cuda.Event | None = None
 
     def wait_for_snapshot(self) -> None:
         """Wait until a save has copied what the optimizer is about to change: most of it was
-        copied while the step computed."""
+        copied while the step computed. (The event of a device makes its stream wait, and not the
+        host.)"""
         if self.snapshot_done:
             self.snapshot_done.wait()
             self.snapshot_done = None

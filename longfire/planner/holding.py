@@ -23,6 +23,7 @@ class Group(NamedTuple):
     shard: int  # of those, the first process's rows
     state: float  # bytes that the optimizer keeps for the shard
     temporary: float  # bytes that its update of the shard holds beside that
+    pinned: float = 0.0  # bytes of copies of shard and state in pinned memory
     rounded: int = 0  # of the whole, what a step rounds more than once (ops/rounded_weights.py)
 
     @classmethod
@@ -38,19 +39,28 @@ class Group(NamedTuple):
         shard = 0
         state = 0.0
         temporary = 0.0
+        pinned = 0.0
         for parameter in module.parameters():
             whole += parameter.numel()
             rows = len(parameter) if parameter.dim() else 1
             here = parameter.numel() // rows * -(-rows // shards)
             shard += here
+            here_state = 0.0
             if parameter in updates:
-                state += here * updates[parameter].state_bytes(parameter.dtype)
+                here_state = here * updates[parameter].state_bytes(parameter.dtype)
                 temporary += here * updates[parameter].temporary_bytes
+            state += here_state
+            pinned += pinned_bytes(MASTER_BYTES * here) * (1 + here_state / (MASTER_BYTES * here))
         rounded = sum(matrix.weight.numel() for matrix in matrices_rounded(module, rounded_to))
-        return cls(whole, shard, state, temporary, rounded)
+        return cls(whole, shard, state, temporary, pinned, rounded)
 
 
 NOTHING = Group(0, 0, 0.0, 0.0)
+
+
+def pinned_bytes(size: int) -> int:
+    """What torch pins for a tensor of so many bytes: the next power of two."""
+    return 1 << (size - 1).bit_length()
 
 
 class FSDPMemory(NamedTuple):

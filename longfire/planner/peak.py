@@ -54,6 +54,7 @@ class ProcessMemory:
             self.rounded = itemsize * sum(group.rounded for group in self.group.values())
         self.masters = 0.0
         self.parameters = 0.0
+        self.checkpoint = run.checkpoint
         self.state = 0.0
         if self.on_device:
             self.masters = float(MASTER_BYTES * sum(group.shard for group in self.group.values()))
@@ -119,12 +120,12 @@ class ProcessMemory:
         )
 
     def host_bytes(self) -> float:
-        """What it holds in the host's memory: with cpu_offload its shards of parameters, gradients
-        and optimizer, with activation_checkpoint.offload what the blocks of the micro-batches on
-        their way keep."""
+        """What it holds in the host's memory: the copies of parameters and optimizer that a save in
+        the background writes, with cpu_offload its shards of both and of gradients, with
+        activation_checkpoint.offload what the blocks of the micro-batches on their way keep."""
         plan = self.plan
         in_flight = cost.in_flight(self.process, plan.pp, plan.microbatches, self.schedule)
-        held = in_flight * self.kept_on_host
+        held = in_flight * self.kept_on_host + self.copied_for_checkpoint
         if not self.on_device:
             for group in self.group.values():
                 held += 2 * MASTER_BYTES * group.shard + group.state
@@ -135,6 +136,17 @@ class ProcessMemory:
     def kept_on_host(self) -> float:
         """What a micro-batch keeps there."""
         return float(sum(part.kept_on_host for part in self.parts.values()))
+
+    @property
+    def copied_for_checkpoint(self) -> float:
+        """Bytes of the copies that a save in the background writes (checkpoint/host_copies.py)."""
+        mode = self.checkpoint.async_mode
+        if not self.checkpoint.enable_checkpoint or mode == "disabled":
+            return 0.0
+        groups = self.group.values()
+        if mode == "async_with_pinned_mem":
+            return sum(group.pinned for group in groups)
+        return sum(MASTER_BYTES * group.shard + group.state for group in groups)
 
     def kept_of_others(self, keeps: dict[int | str, float]) -> float:
         """The bytes that are kept for other micro-batches, and those of tokens and of what one
