@@ -5,6 +5,7 @@ in the order of the flow:
     findings.py      an error of one measurement is a finding, and the next one runs
     model_runs.py    the models of the published sizes, at full and at small size, as runs
     facts.py         the card, the versions, the speed of a matrix product and of a copy
+    joined_products.py one product in the place of several: q, k, v, and gate and up
     op_checks.py     every op beside its reference, at small and at recipe sizes
     graphs.py        a block of each mixer: graphs, recompilations, kernels, waits of the host
     short_run.py     the quickstart in short runs, one of them killed and resumed

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from longfire.device import matmul_peak, wait
 from longfire.doctor.check import facts as versions
+from longfire.gpu_check.joined_products import described, joined_times
 from longfire.gpu_check.stage import Outcome, Stage, Work
 from longfire.json_types import JsonObject
 from longfire.ops.bf16 import native_bf16
@@ -49,6 +50,8 @@ def measure(work: Work) -> Outcome:
     computes = multiplies_right(device, dtype)
     work.note("the speed of a matrix product")
     flops = product_flops(device, dtype, SIZES[work.is_small])
+    work.note("one product in the place of several")
+    joined = joined_times(device, dtype, work.is_small)
     work.note("the speed of copies")
     rates = copy_rates(device, COPIED_BYTES[work.is_small])
     peak, source = matmul_peak(device, dtype)
@@ -59,10 +62,11 @@ def measure(work: Work) -> Outcome:
         "peak_flops": peak,
         "peak_source": source,
         **rates,
+        **joined,
     }
     row = (
         f"{about}; {type_name} product {flops / 1e12:,.3g} TFLOP/s, "
-        f"copy {rates['copy_bytes_per_second'] / 1e9:,.3g} GB/s"
+        f"copy {rates['copy_bytes_per_second'] / 1e9:,.3g} GB/s; {described(joined)}"
     )
     return Outcome(row, numbers, () if computes else (COMPUTES_NOTHING,))
 
