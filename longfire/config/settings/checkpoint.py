@@ -42,7 +42,10 @@ class Checkpoint:
         "since. Not kept in run.toml",
     )
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = setting(
-        "async", "write behind training; disabled: training waits until the checkpoint is on disk"
+        "async",
+        "write behind training; async_with_pinned_mem: on CUDA by way of pinned memory, for whose "
+        "copies the device waits and not the host; disabled: training waits until the checkpoint "
+        "is on disk",
     )
     create_seed_checkpoint: bool = setting(
         False, "save step 0 and stop: the same start for several runs"
