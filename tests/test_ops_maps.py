@@ -10,6 +10,7 @@ from longfire.ops.dplr import dplr
 from longfire.ops.linear_attention import linear_attention
 from longfire.ops.maps import RECURRENCES
 from longfire.ops.maps.selective_scan import selective_scan_map
+from longfire.ops.maps.wide_values import with_wide_values
 from longfire.ops.selective_scan import selective_scan
 
 OPS = {
@@ -110,6 +111,37 @@ def test_chunks_worked_on_once_give_the_same(name, decay, documents, monkeypatch
 
     def twice(*positional, initial_state_BHKV, **named):
         before = state_before(recurrence.map(*positional, **named))
+        return op(*positional, initial_state_BHKV=before, **named)
+
+    found, true = r.call(once, made)[0], r.call(twice, made)[0]
+    torch.testing.assert_close(found, true, rtol=1e-10, atol=1e-12)
+    weights = torch.randn_like(true)
+    for mine, theirs in zip(*(torch.autograd.grad(o, wanted, weights) for o in (found, true))):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "decay"), [(name, d) for name, d in CASES if name in ("delta_rule", "dplr")]
+)
+@pytest.mark.parametrize("documents", [0.0, 0.05])
+def test_wide_values_give_the_same(name, decay, documents):
+    """Outputs and gradients of `with_wide_values`, here of our own form, beside the map and then the op."""
+    op = OPS[name][0]
+    made = r.inputs(name, 3, T=150, K=6, V=5, decay=decay, documents=documents)
+    wanted = [
+        x for key, x in made.items() if isinstance(x, torch.Tensor) and key != "initial_state_BHKV"
+    ]
+    for x in wanted:
+        x.requires_grad_()
+
+    def state_before(mine):
+        return torch.tanh(mine(made["initial_state_BHKV"]))
+
+    def once(*positional, initial_state_BHKV, **named):
+        return with_wide_values(op, state_before, *positional, **named), None
+
+    def twice(*positional, initial_state_BHKV, **named):
+        before = state_before(MAPS[op](*positional, **named))
         return op(*positional, initial_state_BHKV=before, **named)
 
     found, true = r.call(once, made)[0], r.call(twice, made)[0]

@@ -16,9 +16,11 @@ from longfire.ops.cross_entropy import linear_cross_entropy
 from longfire.ops.delta_rule import delta_rule
 from longfire.ops.dplr import dplr
 from longfire.ops.linear_attention import linear_attention
+from longfire.ops.maps import recurrence_of
 from longfire.ops.pretending import pretending_cuda
 from longfire.ops.selective_scan import selective_scan
 from longfire.ops.short_conv import short_conv
+from longfire.planner.cut_sequence import state_before
 
 CUDA = torch.device("cuda")
 B, T, H, K, V = 2, 1024, 4, 128, 256
@@ -54,6 +56,20 @@ def attention_recurrence(**decays: Tensor) -> Case:
 def of_delta_rule(**decays: Tensor) -> Case:
     inputs = of_heads("q_BTHK", "k_BTHK", "v_BTHV") | {"beta_BTH": empty(B, T, H)}
     return delta_rule, inputs | decays, {}
+
+
+def of_dplr() -> Case:
+    return dplr, of_heads("q_BTHK", "k_BTHK", "v_BTHV", "c_BTHK", "b_BTHK", "g_BTHK"), {}
+
+
+def segments_of(op: Callable[..., object], case: Case) -> Case:
+    """The same op of segments of sequences that several processes share."""
+    _, inputs, others = case
+
+    def of_segments(**named: Tensor) -> Tensor:
+        return recurrence_of(op).on_segments(state_before, *named.values())
+
+    return of_segments, inputs, others
 
 
 def of_scan() -> Case:
@@ -96,11 +112,15 @@ CASES: dict[str, Callable[[], Case]] = {
     "delta_rule": of_delta_rule,
     "delta_rule scalar": lambda: of_delta_rule(g=empty(B, T, H, dtype=FP32)),
     "delta_rule vector": lambda: of_delta_rule(g=empty(B, T, H, K)),
-    "dplr": lambda: (
-        dplr,
-        of_heads("q_BTHK", "k_BTHK", "v_BTHV", "c_BTHK", "b_BTHK", "g_BTHK"),
-        {},
+    "dplr": of_dplr,
+    "delta_rule segments": lambda: segments_of(delta_rule, of_delta_rule()),
+    "delta_rule scalar, segments": lambda: segments_of(
+        delta_rule, of_delta_rule(g=empty(B, T, H, dtype=FP32))
     ),
+    "delta_rule vector, segments": lambda: segments_of(
+        delta_rule, of_delta_rule(g=empty(B, T, H, K))
+    ),
+    "dplr segments": lambda: segments_of(dplr, of_dplr()),
     "short_conv": lambda: (
         short_conv,
         {"x_BTD": empty(B, T, 2048), "weight_DW": empty(2048, 4, dtype=FP32)},
@@ -118,20 +138,26 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
+def requested(moment: str) -> int:
+    """Bytes of the tensors that the allocator holds, without what it adds to fill its blocks: that
+    depends on which blocks were free."""
+    return int(torch.cuda.memory_stats()[f"requested_bytes.all.{moment}"])
+
+
 def held(case: Callable[[], Case], as_memory: bool) -> dict[str, int]:
     """Bytes that the allocator holds for an op beside its inputs: kept after its forward, and at most in its forward
     and its backward."""
     op, inputs, others = case()
     with pretending_cuda(kernels=True) if as_memory else nullcontext():
-        before = torch.cuda.memory_allocated()
+        before = requested("current")
         torch.cuda.reset_peak_memory_stats()
         out = op(**inputs, **others)
         outputs = out if isinstance(out, tuple) else (out,)
-        kept = torch.cuda.memory_allocated() - before
-        forward = torch.cuda.max_memory_allocated() - before
+        kept = requested("current") - before
+        forward = requested("peak") - before
         torch.cuda.reset_peak_memory_stats()
         outputs[0].backward(torch.zeros_like(outputs[0]))
-        backward = torch.cuda.max_memory_allocated() - before
+        backward = requested("peak") - before
     for name, x in inputs.items():
         assert x.grad is not None and x.grad.shape == x.shape, name
     return {"kept": kept, "forward": forward, "backward": backward}

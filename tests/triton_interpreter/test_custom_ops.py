@@ -17,10 +17,13 @@ from golden.make_fla_golden import LoopInt, late_gather
 from torch import Tensor
 from triton.runtime.autotuner import Autotuner
 
+from longfire.ops import forms
 from longfire.ops.delta_rule import delta_rule_reference
 from longfire.ops.documents import Documents
 from longfire.ops.dplr import dplr_reference
 from longfire.ops.linear_attention import linear_attention_reference
+from longfire.ops.maps import RECURRENCES
+from longfire.ops.maps.contract import Affine
 from longfire.ops.short_conv import short_conv_reference
 
 B, T, H, K, V = 2, 20, 1, 16, 16
@@ -119,5 +122,35 @@ def test_as_the_reference(case, has_state, has_documents):
     for i, (x, y) in enumerate(zip(found, wanted, strict=True)):
         assert x.shape == y.shape and x.dtype == y.dtype
         # DPLR's kernels invert a triangle with less precision than fp32
+        allowed = 1e-2 if case == "dplr" else 1e-4
+        assert (x - y).abs().max() <= allowed * (1 + y.abs().max()), f"number {i}"
+
+
+SEGMENTS = ("delta rule", "gated delta rule", "kda", "dplr")
+
+
+@pytest.mark.parametrize("has_documents", [False, True])
+@pytest.mark.parametrize("case", SEGMENTS)
+def test_segments_as_the_reference(case, has_documents, monkeypatch):
+    """Outputs of segments and the map of each by one call of a kernel, beside the map by torch and
+    then the reference: from any state before them, with the gradients of both."""
+    name, _ = CASES[case]
+    recurrence = RECURRENCES[name]
+    documents = Documents.from_ids(IDS) if has_documents else None
+    inputs, state_shape = inputs_of(case)
+    for x in inputs:
+        x.requires_grad_()
+    start = numbers(*state_shape)
+
+    def before(mine: Affine) -> Tensor:
+        return torch.tanh(mine(start))
+
+    weights = numbers(B, T, H, V)
+    found = []
+    for form in ("fla", "reference"):
+        monkeypatch.setitem(forms.decided, name, forms.Choice(form, "for this test"))
+        o_BTHV = recurrence.on_segments(before, *inputs, documents=documents)
+        found.append([o_BTHV, *torch.autograd.grad((o_BTHV * weights).sum(), inputs)])
+    for i, (x, y) in enumerate(zip(*found, strict=True)):
         allowed = 1e-2 if case == "dplr" else 1e-4
         assert (x - y).abs().max() <= allowed * (1 + y.abs().max()), f"number {i}"

@@ -14,6 +14,7 @@ linear_attention.py  of decayed linear attention
 delta_rule.py        of the delta rule
 dplr.py              of diagonal plus low rank
 selective_scan.py    of Mamba's scan
+wide_values.py       outputs and map by one call of an op's kernels, where M is a matrix
 """
 
 from longfire.lazy_table import LazyTable

@@ -11,6 +11,7 @@ from longfire.ops.fast.chunkwise import scan, segments_of
 from longfire.ops.forms import chosen
 
 STATE = "initial_state_BHKV"
+OF_KERNELS = ("fla", "memory")  # forms: kernels, and what a planner takes them to hold
 
 
 class Affine(NamedTuple):
@@ -27,20 +28,25 @@ class Affine(NamedTuple):
 
 
 class Recurrence(NamedTuple):
-    """An op, its map, the name under which it takes the state before the row; and, where our own
-    form of it runs, what works on the chunks once for its map and for its outputs."""
+    """An op, its map, the name under which it takes the state before the row; and what makes map
+    and outputs at once: `around` where our own form runs, which works on the chunks once, and
+    `by_kernels` where kernels do."""
 
     op: Callable[..., tuple[Tensor, Tensor]]
     map: Callable[..., Affine]
     state: str
     around: Callable[..., Tensor] | None = None
+    by_kernels: Callable[..., Tensor] | None = None
 
     def on_segments(
         self, state_before: Callable[[Affine], Tensor], *inputs: Tensor | None, **options: Any
     ) -> Tensor:
         """The outputs of segments as rows (B * each, length, ...), given what makes the state
         before each of the map of each."""
-        if self.around and chosen(self.op.__name__) == "torch" and shares_chunks(inputs, options):
+        form = chosen(self.op.__name__)
+        if self.by_kernels and form in OF_KERNELS:
+            return self.by_kernels(self.op, state_before, *inputs, **options)
+        if self.around and form == "torch" and shares_chunks(inputs, options):
             return self.around(
                 *inputs,
                 **{k: x for k, x in options.items() if k != "gv"},

@@ -12,6 +12,7 @@ from longfire.ops.fast import low_rank
 from longfire.ops.fast.chunkwise import chunk_size, chunked, segments_of, step_decays
 from longfire.ops.linear import working_dtype
 from longfire.ops.maps.contract import STATE, Affine, Recurrence, around, folded
+from longfire.ops.maps.wide_values import with_wide_values
 
 
 def delta_rule_map(
@@ -60,4 +61,4 @@ def delta_rule_around(
     )
 
 
-RECURRENCE = Recurrence(delta_rule, delta_rule_map, STATE, delta_rule_around)
+RECURRENCE = Recurrence(delta_rule, delta_rule_map, STATE, delta_rule_around, with_wide_values)

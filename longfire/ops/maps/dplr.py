@@ -12,6 +12,7 @@ from longfire.ops.fast import low_rank
 from longfire.ops.fast.chunkwise import chunk_size, chunked, segments_of, step_decays
 from longfire.ops.linear import working_dtype
 from longfire.ops.maps.contract import STATE, Affine, Recurrence, around, folded
+from longfire.ops.maps.wide_values import with_wide_values
 
 
 def dplr_map(
@@ -63,4 +64,4 @@ def dplr_around(
     )
 
 
-RECURRENCE = Recurrence(dplr, dplr_map, STATE, dplr_around)
+RECURRENCE = Recurrence(dplr, dplr_map, STATE, dplr_around, with_wide_values)
