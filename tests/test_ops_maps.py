@@ -10,8 +10,10 @@ from longfire.ops.dplr import dplr
 from longfire.ops.linear_attention import linear_attention
 from longfire.ops.maps import RECURRENCES
 from longfire.ops.maps.selective_scan import selective_scan_map
+from longfire.ops.maps.slot_attention import slot_attention_map
 from longfire.ops.maps.wide_values import with_wide_values
 from longfire.ops.selective_scan import selective_scan
+from longfire.ops.slot_attention import slot_attention
 
 OPS = {
     "linear_attention": (
@@ -70,6 +72,21 @@ def test_the_map_of_a_selective_scan(documents):
     torch.testing.assert_close(
         selective_scan_map(x, dt, A, *gates, documents=documents)(state), last
     )
+
+
+@pytest.mark.parametrize("starts", [None, [40, 60], [100]])
+def test_the_map_of_slots(starts):
+    B, T, H, G, K, V, M = 2, 100, 4, 2, 6, 5, 3
+    q, k, v = (torch.randn(B, T, heads, size).double() for heads, size in ((H, K), (G, K), (G, V)))
+    s, g = torch.rand(B, T, G, M).double(), -torch.rand(B, T, G, M).double()
+    state = torch.randn(B, G, M, K + V).double()
+    documents = None
+    if starts is not None:
+        ids_T = torch.arange(len(starts)).repeat_interleave(torch.tensor(starts))
+        documents = Documents.from_ids(ids_T.expand(B, T))
+    _, last = slot_attention(q, k, v, s, g, initial_state_BGMX=state, documents=documents)
+    found = slot_attention_map(q, k, v, s, g, documents=documents)(state)
+    torch.testing.assert_close(found, last)
 
 
 @pytest.mark.parametrize(

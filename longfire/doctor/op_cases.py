@@ -23,10 +23,12 @@ STRONG = -20.0
 FP32 = {
     "g",
     "g_BTHK",
+    "g_BTGM",
     "gv",
     "beta_BTH",
     "A_DN",
     "initial_state_BHKV",
+    "initial_state_BGMX",
     "initial_state_BDN",
     "weight_DW",
     "bias_D",
@@ -37,8 +39,8 @@ FP32 = {
 
 # Log decays. The gradient of one is a sum of q dq - k dk (v dv of values) over later tokens (Yang
 # 2023, GLA, appendix C), so that its rounding is that of these products, however little is left.
-DECAYS = ("d g", "d g_BTHK", "d gv")
-FACTORS_OF_DECAYS = ("q_BTHK", "k_BTHK", "v_BTHV")
+DECAYS = ("d g", "d g_BTHK", "d g_BTGM", "d gv")
+FACTORS_OF_DECAYS = ("q_BTHK", "k_BTHK", "v_BTHV", "s_BTGM")
 
 
 class Sizes(NamedTuple):

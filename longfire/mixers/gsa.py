@@ -11,8 +11,8 @@ from longfire.mixers.convolved_state import ConvolvedState
 from longfire.mixers.mixer import Sequence, divides, one_of, positive
 from longfire.ops.feature_maps import feature_map
 from longfire.ops.linear import Linear, in_fp32
-from longfire.ops.linear_attention import linear_attention
 from longfire.ops.norm import RMSNorm
+from longfire.ops.slot_attention import slot_attention
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,14 @@ class GSAConfig:
 
 class GSA(ConvolvedState):
     """K_t = K_{t-1} diag(a_t) + k_t (1 - a_t)^T, V_t = diag(a_t) V_{t-1} + (1 - a_t) v_t^T, o_t =
-    V_t^T softmax(K_t^T q_t), with a_t = sigmoid(W_f x_t)^(1/8) for each slot (Zhang 2024, eq. 6):
-    linear attention twice, in the first pass the slots are what the values' channels are, in the
-    second what the keys' are. No scale in either.
+    V_t^T softmax(K_t^T q_t), with a_t = sigmoid(W_f x_t)^(1/8) for each slot (Zhang 2024, eq. 6).
 
     Names are those of fla's GatedSlotAttention; the output norm goes over all heads, with eps 1e-5.
     With convolutions the values pass swish twice. Matrices begin as N(0, initializer_range) (fla).
     """
 
     Config = GSAConfig
-    recurrences = (linear_attention,)
+    recurrences = (slot_attention,)
     roles = {
         **ConvolvedState.roles,
         "f_proj": "column",
@@ -75,28 +73,14 @@ class GSA(ConvolvedState):
         g_BTGM = F.logsigmoid(in_fp32(self.f_proj(x_BTD))) / self.config.gate_logit_normalizer
         g_BTGM = g_BTGM.unflatten(-1, (-1, self.slots))
         written_BTGM = (-torch.expm1(g_BTGM)).to(v_BTGV.dtype)
-        k_BTHK, written_BTHM, g_BTHM = map(
-            self.for_all_heads, (self.feature_map(k_BTGK), written_BTGM, g_BTGM)
-        )
-        scores_BTHM, kept["keys"] = seq.ops.recurrence(
-            linear_attention,
+        o_BTHV, kept["state"] = seq.ops.recurrence(
+            slot_attention,
             self.feature_map(q_BTHK),
-            k_BTHK,
-            written_BTHM,
-            gv=g_BTHM,
-            scale=1.0,
-            initial_state_BHKV=kept.get("keys"),
-            documents=seq.documents,
-        )
-        read_BTHM = in_fp32(scores_BTHM).softmax(-1).to(v_BTGV.dtype)
-        o_BTHV, kept["values"] = seq.ops.recurrence(
-            linear_attention,
-            read_BTHM,
-            written_BTGM,
+            self.feature_map(k_BTGK),
             F.silu(v_BTGV),
+            written_BTGM,
             g_BTGM,
-            scale=1.0,
-            initial_state_BHKV=kept.get("values"),
+            initial_state_BGMX=kept.get("state"),
             documents=seq.documents,
         )
         return self.o_proj(self.g_norm(F.silu(o_BTHV.flatten(-2))))

@@ -39,6 +39,7 @@ fast form with its reference on the machine at hand.
     linear_attention.py  linear attention with decay
     delta_rule.py        the delta rule with decay
     dplr.py              diagonal plus low rank
+    slot_attention.py    gated slot attention
     selective_scan.py    Mamba's scan
     fast/                the fast forms of these
     maps/                what a segment of a sequence does to the state

@@ -18,6 +18,7 @@ OPS = (
     "linear_attention",
     "delta_rule",
     "dplr",
+    "slot_attention",
     "short_conv",
     "selective_scan",
     "previous_token",

@@ -20,6 +20,7 @@ from longfire.ops.maps import recurrence_of
 from longfire.ops.pretending import pretending_cuda
 from longfire.ops.selective_scan import selective_scan
 from longfire.ops.short_conv import short_conv
+from longfire.ops.slot_attention import slot_attention
 from longfire.planner.cut_sequence import state_before
 
 CUDA = torch.device("cuda")
@@ -72,6 +73,18 @@ def segments_of(op: Callable[..., object], case: Case) -> Case:
     return of_segments, inputs, others
 
 
+def of_slots(groups: int = 1) -> Case:
+    heads = (B, T, H // groups)
+    inputs = {
+        "q_BTHK": empty(B, T, H, K),
+        "k_BTGK": empty(*heads, K),
+        "v_BTGV": empty(*heads, V),
+        "s_BTGM": empty(*heads, 64),
+        "g_BTGM": empty(*heads, 64, dtype=FP32),
+    }
+    return slot_attention, inputs, {}
+
+
 def of_scan() -> Case:
     D, N = 512, 16
     inputs = {
@@ -121,6 +134,9 @@ CASES: dict[str, Callable[[], Case]] = {
         delta_rule, of_delta_rule(g=empty(B, T, H, K))
     ),
     "dplr segments": lambda: segments_of(dplr, of_dplr()),
+    "slot_attention": of_slots,
+    "slot_attention grouped heads": lambda: of_slots(groups=2),
+    "slot_attention segments": lambda: segments_of(slot_attention, of_slots()),
     "short_conv": lambda: (
         short_conv,
         {"x_BTD": empty(B, T, 2048), "weight_DW": empty(2048, 4, dtype=FP32)},

@@ -25,8 +25,9 @@ from longfire.ops.linear_attention import linear_attention_reference
 from longfire.ops.maps import RECURRENCES
 from longfire.ops.maps.contract import Affine
 from longfire.ops.short_conv import short_conv_reference
+from longfire.ops.slot_attention import slot_attention_reference
 
-B, T, H, K, V = 2, 20, 1, 16, 16
+B, T, H, K, V, M = 2, 20, 1, 16, 16, 16
 IDS = torch.tensor([[0] * 7 + [1] * 13, [2] * 18 + [3] * 2])
 
 
@@ -71,6 +72,9 @@ def inputs_of(case: str) -> tuple[list[Tensor], tuple[int, ...]]:
         return [q, k, v, beta, F.logsigmoid(numbers(B, T, H) + 2)], state
     if case == "kda":
         return [q, k, v, beta, decay_BTHK], state
+    if case == "slot attention":
+        slots = numbers(B, T, H, M).sigmoid()
+        return [q, k, v, slots, F.logsigmoid(numbers(B, T, H, M) + 2)], (B, H, M, K + V)
     if case == "dplr":
         return [q, k, v, -k, k * 0.5, decay_BTHK], state
     weight_DW = numbers(K, 4)
@@ -88,20 +92,24 @@ CASES = {
     "gated delta rule": ("delta_rule", delta_rule_reference),
     "kda": ("delta_rule", delta_rule_reference),
     "dplr": ("dplr", dplr_reference),
+    "slot attention": ("slot_attention", slot_attention_reference),
     "convolution": ("short_conv", short_conv_reference),
     "convolution with bias": ("short_conv", short_conv_reference),
 }
 
 
+STATES = {"short_conv": "state_BDW", "slot_attention": "initial_state_BGMX"}
+
+
 def computed(function, case, has_state, documents) -> list[Tensor]:
     """Output, last state, and the gradients of all inputs."""
+    name, _ = CASES[case]
     inputs, state_shape = inputs_of(case)
     options = {}
     if case == "decay of keys and values":
         options["gv"] = F.logsigmoid(numbers(B, T, H, V) + 2).requires_grad_()
     if has_state:
-        name = "state_BDW" if "convolution" in case else "initial_state_BHKV"
-        options[name] = numbers(*state_shape).requires_grad_()
+        options[STATES.get(name, "initial_state_BHKV")] = numbers(*state_shape).requires_grad_()
     for x in inputs:
         x.requires_grad_()
     o, last_state = function(*inputs, documents=documents, **options)
@@ -126,7 +134,7 @@ def test_as_the_reference(case, has_state, has_documents):
         assert (x - y).abs().max() <= allowed * (1 + y.abs().max()), f"number {i}"
 
 
-SEGMENTS = ("delta rule", "gated delta rule", "kda", "dplr")
+SEGMENTS = ("delta rule", "gated delta rule", "kda", "dplr", "slot attention")
 
 
 @pytest.mark.parametrize("has_documents", [False, True])

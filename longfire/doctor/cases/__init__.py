@@ -6,6 +6,7 @@ attention_blocks.py  the same of keys that come block by block
 linear_attention.py  linear attention with decay
 delta_rule.py        the delta rule with decay
 dplr.py              diagonal plus low rank
+slot_attention.py    gated slot attention
 selective_scan.py    Mamba's scan
 token_shift.py       each token beside the one before it
 short_conv.py        short causal convolution

@@ -19,6 +19,9 @@ low_rank.py          what the delta rule and DPLR share
 linear_attention.py  linear attention by chunks of tokens
 delta_rule.py        the delta rule by chunks of tokens
 dplr.py              diagonal plus low rank by chunks of tokens
+slot_attention.py    gated slot attention as two passes of linear attention
+slot_kernels.py      fla's kernels of gated slot attention, with one state
+slot_memory.py       what they allocate and keep, for a planner
 selective_scan.py    Mamba's scan, its states made for a chunk of tokens at a time
 scan_kernels.py      the same scan in two Triton kernels
 loss_kernels.py      softmax, loss and gradient of logits in two Triton kernels

@@ -26,6 +26,8 @@ from fla.ops.simple_gla.chunk import ChunkSimpleGLAFunction
 from fla.ops.utils.index import prepare_chunk_indices
 from torch import Tensor
 
+from longfire.ops.fast.slot_kernels import SlotAttentionFunction
+
 CHUNK = 64  # tokens, in all functions that do not say otherwise
 
 # What the functions can do besides, and we do not ask for. They are arguments of the forward, and
@@ -160,12 +162,24 @@ KERNELS = {
         (*QKV, "a", "b", "gk", "initial_state"),
         chunk=16,
     ),
+    "gsa": Kernel(
+        SlotAttentionFunction,
+        (*QKV, "s", "g"),
+        (*QKV, "s", "g", "scores", "weights", "A", "initial_state"),
+        {
+            "scores": Kept("s"),
+            "weights": Kept("s", torch.float32),
+            "A": Kept("q", torch.float32, of_chunk=True),
+        },
+    ),
     "short_conv": convolution(("x", "weight"), None),
     "short_conv_bias": convolution(("x", "weight", "bias"), None),
     "short_conv_silu": convolution(("x", "weight"), "silu"),
     "short_conv_bias_silu": convolution(("x", "weight", "bias"), "silu"),
 }
-ROWS = frozenset({*QKV, "g", "gk", "gv", "beta", "a", "b", "x"})  # inputs of each row and token
+ROWS = frozenset(
+    {*QKV, "s", "g", "gk", "gv", "beta", "a", "b", "x"}
+)  # inputs of each row and token
 
 
 class Call:
@@ -291,6 +305,8 @@ def shapes(
     else:
         v = given["v"]
         states = (B, v.shape[2], first.shape[-1], v.shape[-1])
+        if "s" in given:
+            states = (*states[:2], given["s"].shape[-1], states[2] + states[3])
         outputs = [
             v.new_empty(v.shape, dtype=first.dtype),
             v.new_empty(states, dtype=torch.float32),

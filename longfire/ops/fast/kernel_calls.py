@@ -104,6 +104,29 @@ def dplr(
     return run("dplr", inputs, scale, initial_state_BHKV, documents)
 
 
+def slot_attention(
+    run: Run,
+    q_BTHK: Tensor,
+    k_BTGK: Tensor,
+    v_BTGV: Tensor,
+    s_BTGM: Tensor,
+    g_BTGM: Tensor,
+    *,
+    initial_state_BGMX: Tensor | None = None,
+    documents: Documents | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As longfire.ops.slot_attention.slot_attention. The kernels have as many heads of all:
+    repeated, and of equal states one is returned."""
+    groups = q_BTHK.shape[2] // k_BTGK.shape[2]
+    inputs = {"k": k_BTGK, "v": v_BTGV, "s": s_BTGM, "g": g_BTGM.float()}
+    state = initial_state_BGMX
+    if groups > 1:
+        inputs = {name: x.repeat_interleave(groups, 2) for name, x in inputs.items()}
+        state = None if state is None else state.repeat_interleave(groups, 1)
+    o_BTHV, last_state = run("gsa", {"q": q_BTHK, **inputs}, 1.0, state, documents)
+    return o_BTHV, last_state[:, ::groups]
+
+
 def short_conv(
     run: Run,
     x_BTD: Tensor,

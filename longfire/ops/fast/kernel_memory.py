@@ -81,8 +81,13 @@ def run(
     documents: Documents | None,
 ) -> tuple[Tensor, Tensor]:
     """In the place of kernels.run. Documents are not planned."""
+    return run_shapes(SHAPES[kernel], inputs, state)
+
+
+def run_shapes(kernel: Kernel, inputs: Inputs, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The outputs and the last state, without numbers."""
     laid_out = [x.contiguous() for x in inputs.values()]
-    return _Shapes.apply(SHAPES[kernel], tuple(inputs), state, *laid_out)
+    return _Shapes.apply(kernel, tuple(inputs), state, *laid_out)
 
 
 def parts(size: int, part: int) -> int:

@@ -42,4 +42,5 @@ def run(
 linear_attention = partial(kernel_calls.linear_attention, run)
 delta_rule = partial(kernel_calls.delta_rule, run)
 dplr = partial(kernel_calls.dplr, run)
+slot_attention = partial(kernel_calls.slot_attention, run)
 short_conv = partial(kernel_calls.short_conv, run)

@@ -13,6 +13,7 @@ contract.py          the map of a segment, and what is known of a recurrence
 linear_attention.py  of decayed linear attention
 delta_rule.py        of the delta rule
 dplr.py              of diagonal plus low rank
+slot_attention.py    of gated slot attention
 selective_scan.py    of Mamba's scan
 wide_values.py       outputs and map by one call of an op's kernels, where M is a matrix
 """
@@ -27,6 +28,7 @@ RECURRENCES: LazyTable[Recurrence] = LazyTable(
         "linear_attention": "longfire.ops.maps.linear_attention:RECURRENCE",
         "delta_rule": "longfire.ops.maps.delta_rule:RECURRENCE",
         "dplr": "longfire.ops.maps.dplr:RECURRENCE",
+        "slot_attention": "longfire.ops.maps.slot_attention:RECURRENCE",
         "selective_scan": "longfire.ops.maps.selective_scan:RECURRENCE",
     }
 )
