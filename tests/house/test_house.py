@@ -39,6 +39,7 @@ FLOORS = [
         "disk",
         "ops",
         "doctor.op_cases",
+        "doctor.segments",
         "doctor.cases",
         "device",
         "plural",
@@ -379,6 +380,7 @@ def test_only_ops_know_kernel_libraries(file):
 
 OF_AN_EXTRA = (
     "ops/fast/custom_ops.py",
+    "ops/fast/slot_kernels.py",
     "ops/fast/kernels.py",
     "ops/fast/attention_kernels.py",
     "ops/fast/loss_kernels.py",

@@ -7,6 +7,7 @@ linear_attention.py  linear attention with decay
 delta_rule.py        the delta rule with decay
 dplr.py              diagonal plus low rank
 slot_attention.py    gated slot attention
+segments.py          recurrences of parts of sequences
 selective_scan.py    Mamba's scan
 token_shift.py       each token beside the one before it
 short_conv.py        short causal convolution
