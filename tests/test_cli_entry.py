@@ -358,3 +358,18 @@ def test_an_interrupt_that_is_ignored_stays_ignored(monkeypatch):
         assert entry.main(["plan"]) == 0
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_message_that_cannot_be_written_changes_no_exit_code(tmp_path):
+    """As with `2> log` on a full disk."""
+    code = """
+import resource, sys
+from longfire.cli import entry
+resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))
+sys.argv = ["longfire", "train", "no-such.toml"]
+entry.program()
+"""
+    with open(tmp_path / "log", "w") as log:
+        done = subprocess.run([sys.executable, "-c", code], stderr=log, timeout=60)
+    assert done.returncode == 2
+    assert (tmp_path / "log").read_text() == "l"

@@ -20,7 +20,7 @@ from longfire.errors import SettingsError, UserError
 from longfire.launch import EndingSignal, Terminated, end_process, is_another_process, terminable
 from longfire.messages import show_messages, visible
 
-STDOUT = 1  # the file descriptor
+STDOUT, STDERR = 1, 2  # the file descriptors
 REPORT_SECONDS = 20  # that the process which reports an error may take to come to it
 CLOSED_PIPE = 128 + 13  # the exit code that a shell gives to a program that SIGPIPE ended
 
@@ -67,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if ending.number:  # a library has put this error in the place of the signal's
             return stopped_by(ending.number)
         if isinstance(error, BrokenPipeError) and stdout_is_closed():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # where what is left goes at exit
+            write_to_nowhere(STDOUT)
             return CLOSED_PIPE
         if show_traceback:
             raise
@@ -77,9 +77,9 @@ def main(words: Sequence[str] | None = None) -> int:
 def stopped_by(number: signal.Signals) -> int:
     """Print that a signal ended the command; the exit code."""
     if number == signal.SIGINT:
-        print("longfire: interrupted", file=sys.stderr)
+        show_error("interrupted")
     elif not is_another_process():  # the first one says it for all
-        print("longfire: SIGTERM: stopped; what is whole on disk stays", file=sys.stderr)
+        show_error("SIGTERM: stopped; what is whole on disk stays")
     return 128 + number
 
 
@@ -89,11 +89,26 @@ def report(error: Exception) -> int:
         if error.reported_elsewhere:
             wait_to_be_ended()
         else:
-            print(f"longfire: {visible(str(error))}", file=sys.stderr, flush=True)
+            show_error(visible(str(error)))
         return error.exit_code
     failure = failure_of(error)
-    print(f"longfire: {visible(failure.message)}", file=sys.stderr, flush=True)
+    show_error(visible(failure.message))
     return failure.exit_code
+
+
+def show_error(message: str) -> None:
+    """Print a message on stderr, if it can be written: the exit code says in any case that there
+    was an error."""
+    try:
+        print(f"longfire: {message}", file=sys.stderr, flush=True)
+    except OSError:
+        write_to_nowhere(STDERR)
+
+
+def write_to_nowhere(descriptor: int) -> None:
+    """Let what is left in the buffer of a stream go nowhere when the interpreter ends, where it
+    would fail again and change the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def program() -> NoReturn:
