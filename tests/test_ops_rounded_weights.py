@@ -86,8 +86,8 @@ def trained(state: State, choice: str, steps: int = 2, **training: Any) -> list[
 def copies(model: Model) -> list[Tensor]:
     found: list[Tensor] = []
     for module in model.modules():
-        if isinstance(module, Linear):
-            found += module.rounded_WD
+        if isinstance(module, Linear) and module.rounded_WD is not None:
+            found.append(module.rounded_WD)
     return found
 
 
@@ -156,7 +156,7 @@ def test_every_product_of_a_step_reads_the_copy():
     ids_BT = torch.arange(8)[None]
     with rounded_once(matrices, torch.bfloat16):
         for matrix in matrices:
-            matrix.rounded_WD[0].zero_()
+            matrix.rounded_WD.zero_()
         hidden_BTD = model(ids_BT)
     embedded_BTD = model.embed(ids_BT).to(torch.bfloat16)
     assert torch.equal(hidden_BTD, model.final_norm(embedded_BTD))

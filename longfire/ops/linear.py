@@ -52,7 +52,7 @@ class Products(Protocol):
 class Linear(nn.Linear):
     """nn.Linear that computes in the dtype of its input; its parameters stay fp32."""
 
-    rounded_WD: tuple[Tensor, ...] = ()  # what ops/rounded_weights.py keeps of the weight
+    rounded_WD: Tensor | None = None  # a copy of the weight that ops/rounded_weights.py keeps
     float8: Products | None = None  # products of 8-bit numbers, where they are chosen
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,4 +62,4 @@ class Linear(nn.Linear):
         """x times the weight, plus this bias."""
         if self.float8 is not None:
             return self.float8.linear(x, self.weight, bias_W)
-        return linear(x, self.weight, bias_W, *self.rounded_WD)
+        return linear(x, self.weight, bias_W, self.rounded_WD)

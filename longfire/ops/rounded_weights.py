@@ -30,8 +30,11 @@ def keep_rounded(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def round_weight(matrix: Linear, dtype: torch.dtype) -> None:
-    """Let a matrix multiply by a copy of its weight as it is now."""
-    matrix.rounded_WD = (nn.Buffer(matrix.weight.detach().to(dtype), persistent=False),)
+    """Let a matrix multiply by a copy of its weight as it is now. The copy is of a buffer's type, so
+    that it is not taken for an activation (parallel/remat.py), and is no buffer of the module, which
+    checkpoints and moves to other devices would concern."""
+    copy_WD = nn.Buffer(matrix.weight.detach().to(dtype), persistent=False)
+    object.__setattr__(matrix, "rounded_WD", copy_WD)
 
 
 def pays(choice: Choice, on_cuda: bool, microbatches: int) -> bool:
@@ -67,6 +70,6 @@ def rounded_once(matrices: Sequence[Linear], dtype: torch.dtype) -> Iterator[Non
         yield
     finally:
         for matrix in matrices:
-            matrix.rounded_WD = ()
+            matrix.rounded_WD = None
     for matrix, version in zip(matrices, versions):
         assert matrix.weight._version == version, "a weight was changed within a step"

@@ -52,8 +52,10 @@ class OneHeadLinear(Linear):
             bias_W = bias_W[self.rows]
         if self.float8 is not None:
             return self.float8.linear(x, self.weight[self.rows], bias_W)
-        rounded_WD = [copy_WD[self.rows] for copy_WD in self.rounded_WD]
-        return linear(x, self.weight[self.rows], bias_W, *rounded_WD)
+        rounded_WD = self.rounded_WD
+        if rounded_WD is not None:
+            rounded_WD = rounded_WD[self.rows]
+        return linear(x, self.weight[self.rows], bias_W, rounded_WD)
 
 
 class SharedRMSNorm(RMSNorm):

@@ -3,6 +3,8 @@ that fit."""
 
 from collections.abc import Callable, Iterator, Sequence
 
+import torch
+
 from longfire.parallel import cost
 from longfire.planner.forecast import MIXER_AGAIN, Moment, Plan
 from longfire.planner.holding import NOTHING, FSDPMemory, Group, Shards
