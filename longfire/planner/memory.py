@@ -5,8 +5,8 @@ docs/planning.md says how the parts are put together, and what is left out.
 """
 
 import copy
-from collections.abc import Hashable
-from contextlib import nullcontext
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import cast
@@ -156,17 +156,24 @@ class Meter:
             self.known[key] = Part.of_sequences(one, two, rows)
         return self.known[key]
 
+    @contextmanager
+    def without_numbers(self) -> Iterator[None]:
+        """Inside, tensors have a type and a shape only, and ops hold what those of CUDA would,
+        where this run's device is one."""
+        with (
+            pretending_cuda(self.as_cuda, self.kernels),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            torch.device("cpu"),
+        ):
+            yield
+
     def measure(self, remat: Remat, rows: int) -> None:
         """All blocks, since one may use what an earlier one left in `seq.shared`; and the
         embedding, which no remat changes."""
         model = share_of(copy.deepcopy(self.small), self.tp, self.sequence_parallel)
         here = self.tokens_here(self.seq_len)
         enters = (rows, here, model.config.hidden_size), model.stream_dtype
-        with (
-            pretending_cuda(self.as_cuda, self.kernels),
-            FakeTensorMode(allow_non_fake_inputs=True),
-            torch.device("cpu"),
-        ):
+        with self.without_numbers():
             make_fake(model)
             seq = self.sequence(rows)
             model.prepare(seq)
@@ -206,11 +213,7 @@ class Meter:
         if (rows, seq_len) not in self.heads:
             model = share_of(copy.deepcopy(self.small), self.tp, self.sequence_parallel)
             size = rows, self.tokens_here(seq_len), model.config.hidden_size
-            with (
-                pretending_cuda(self.as_cuda, self.kernels),
-                FakeTensorMode(allow_non_fake_inputs=True),
-                torch.device("cpu"),
-            ):
+            with self.without_numbers():
                 make_fake(model)
                 enters = size, model.stream_dtype
                 self.heads[rows, seq_len] = self.head(model, enters, rows, seq_len)
@@ -245,12 +248,7 @@ class Meter:
         model = share_of(copy.deepcopy(self.small), self.tp, self.sequence_parallel)
         tokens = 2 * self.tp
         of_kind: dict[int, LayerTraffic] = {}
-        with (
-            pretending_cuda(self.as_cuda, self.kernels),
-            FakeTensorMode(allow_non_fake_inputs=True),
-            torch.device("cpu"),
-            torch.no_grad(),
-        ):
+        with self.without_numbers(), torch.no_grad():
             make_fake(model)
             listener = Listener()
             seq = mixer.Sequence(torch.zeros(1, tokens, dtype=torch.int64), ops=listener)
