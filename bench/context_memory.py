@@ -356,12 +356,12 @@ def with_others(result: dict[str, Any], parts: list[str]) -> dict[str, Any]:
     file = RESULTS / "context_memory.json"
     known = json.loads(file.read_text()) if file.exists() else {}
     known = {name: rows for name, rows in known.items() if isinstance(rows, list)}
-    told = {
+    message = {
         "command": " ".join(["bench/context_memory.py", *sys.argv[1:]]),
         "date": f"{datetime.date.today()}",
     }
     measured = [row for row in known.pop("measured", []) if row["part"] not in parts]
-    return {**known, **result, "measured": measured + [{"part": part, **told} for part in parts]}
+    return {**known, **result, "measured": measured + [{"part": part, **message} for part in parts]}
 
 
 if __name__ == "__main__":

@@ -181,20 +181,20 @@ def compared(
 ) -> list[dict[str, Any]]:
     rows = []
     for case, peak in zip(cases, peaks):
-        told, (name, remat, microbatches, plan) = predicted(made(case)), case
+        message, (name, remat, microbatches, plan) = predicted(made(case)), case
         processes = made(case).world.size
-        ratio = told["bytes"] / peak
+        ratio = message["bytes"] / peak
         rows.append(
             {
                 "model": name,
                 "remat": remat,
                 "microbatches": microbatches,
                 "processes": f"{processes} {plan or 'shard'}" if processes > 1 else "1",
-                "predicted MB": told["bytes"] / 1e6,
+                "predicted MB": message["bytes"] / 1e6,
                 "measured MB": peak / 1e6,
                 "ratio": ratio,
                 "within 10 %": "yes" if abs(ratio - 1) <= GOAL else "**no**",
-                "at": told["where"],
+                "at": message["where"],
             }
         )
     return rows

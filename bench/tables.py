@@ -42,8 +42,8 @@ def tables(result: dict[str, Any]) -> str:
         machine["gpu"]
         or f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} threads"
     )
-    told = f"`{result['command']}`, {result['date'][:10]}, {device}, torch {machine['versions']['torch']}"
-    return "\n".join([*parts, told, ""])
+    message = f"`{result['command']}`, {result['date'][:10]}, {device}, torch {machine['versions']['torch']}"
+    return "\n".join([*parts, message, ""])
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -90,8 +90,8 @@ def test_a_run_keeps_the_best_and_the_newest_also_when_it_is_resumed(folder, cap
     kept = sorted({*best[:2], 12})
     assert steps(Path("whole/checkpoints")) == kept
     assert steps(Path("parts/checkpoints")) == kept
-    told = capsys.readouterr().out
-    assert f"best checkpoint: step {best[0]}, validation loss {losses[best[0]]:.4f}" in told
+    message = capsys.readouterr().out
+    assert f"best checkpoint: step {best[0]}, validation loss {losses[best[0]]:.4f}" in message
 
 
 def test_losses_of_an_abandoned_branch_are_forgotten_also_without_the_setting(folder):
@@ -123,7 +123,7 @@ def test_the_last_step_may_be_the_best(folder):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("--eval.interval", "0"), "checkpoint.keep_best_k = 2 follows the validation loss"),
         (
@@ -132,6 +132,6 @@ def test_the_last_step_may_be_the_best(folder):
         ),
     ],
 )
-def test_without_a_validation_loss_it_is_refused(folder, capsys, words, told):
+def test_without_a_validation_loss_it_is_refused(folder, capsys, words, message):
     assert main(["train", "recipe.toml", *words]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -188,7 +188,7 @@ def test_the_weights_lie_in_files_of_their_own(tmp_path, tiny_model):
             assert len({name.split("/")[0] == "model" for name in file.keys()}) == 1  # noqa: SIM118 (it is no dict)
 
 
-def test_a_failed_save_behind_training_is_told_by_the_next(tmp_path, tiny_model):
+def test_a_failed_save_behind_training_is_reported_by_the_next(tmp_path, tiny_model):
     (tmp_path / "left").write_text("a file where a folder should be")
     (tmp_path / "step-9").mkdir()  # of a branch that was left: it would be moved there
     state, checkpoints = fresh(tiny_model()), Checkpoints(tmp_path, settings.Checkpoint())
@@ -200,7 +200,7 @@ def test_a_failed_save_behind_training_is_told_by_the_next(tmp_path, tiny_model)
         checkpoints.save(state)
 
 
-def test_a_folder_that_cannot_be_made_is_told_at_once(tmp_path, tiny_model):
+def test_a_folder_that_cannot_be_made_is_reported_at_once(tmp_path, tiny_model):
     (tmp_path / "taken").write_text("a file where the folder should be")
     with pytest.raises(
         CheckpointError, match="taken.*could not be written.*Complete checkpoints: none"

@@ -307,7 +307,7 @@ def test_a_command_names_the_run_of_a_checkpoint(folder, capsys, command):
     assert "name its run folder, " in describe(capsys)
 
 
-def test_weights_that_were_trained_with_bos_are_told_where_there_is_none(folder, capsys):
+def test_weights_that_were_trained_with_bos_are_reported_where_there_is_none(folder, capsys):
     config = {"model__config": "first/config.json", "data__dataset": "english.jsonl"}
     train("bos", **config, tokenizer__path="first/tokenizer", tokenizer__add_bos="true")
     train("next", **config, model__weights="bos", tokenizer__path="bos/tokenizer")

@@ -134,7 +134,7 @@ def test_each_command_has_help_with_an_example(command, capsys):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "reported"),
     [
         ("trian", "unknown command 'trian' (did you mean 'train'?)"),
         (
@@ -157,20 +157,22 @@ def test_each_command_has_help_with_an_example(command, capsys):
         ("generate x --prompt a", "x: no such folder"),
     ],
 )
-def test_a_mistake_is_one_message_and_exit_code_2(line, told, capsys):
+def test_a_mistake_is_one_message_and_exit_code_2(line, reported, capsys):
     assert main(shlex.split(line)) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("longfire: ") and told in captured.err
+    assert captured.err.startswith("longfire: ") and reported in captured.err
     assert "Traceback" not in captured.err and not captured.out
 
 
 def test_generate_has_an_option_for_every_field_of_sampling(capsys):
     with pytest.raises(SystemExit):
         main(["generate", "--help"])
-    told = " ".join(capsys.readouterr().out.split())
+    reported = " ".join(capsys.readouterr().out.split())
     for field in fields(Sampling):
-        assert f"--{field.name} " in told and " ".join(field.metadata["help"].split()) in told
-        assert "default: " in told.rpartition(f"--{field.name} ")[2][:300]
+        assert (
+            f"--{field.name} " in reported and " ".join(field.metadata["help"].split()) in reported
+        )
+        assert "default: " in reported.rpartition(f"--{field.name} ")[2][:300]
 
 
 def test_options_of_a_dataclass_are_taken_as_they_are_written():

@@ -130,8 +130,8 @@ REFUSED_WITH = {"training.disable_loss_parallel": {"training.tensor_parallel_deg
 OF_THE_COMMAND = {"-h/--help", "job.config_file"}  # tested below
 
 
-def sections(*, told=None, **overrides):
-    with logged_to(told if told is not None else []):
+def sections(*, reported=None, **overrides):
+    with logged_to(reported if reported is not None else []):
         return recipe.sections(recipe.read_words(overrides))
 
 
@@ -149,18 +149,18 @@ def test_the_two_tables_are_the_whole_list():
 @pytest.mark.parametrize("flag", LANDS)
 def test_a_flag_of_flame_lands_in_a_setting(flag):
     value, key = LANDS[flag]
-    told = []
-    landed = setting(sections(told=told, **{flag: value}), key)
+    reported = []
+    landed = setting(sections(reported=reported, **{flag: value}), key)
     assert aliases.as_text(landed) == value or float(value) == landed
-    assert told == ([] if flag == key else [f"{flag} = {value!r} is now {key} = {value!r}"])
+    assert reported == ([] if flag == key else [f"{flag} = {value!r} is now {key} = {value!r}"])
 
 
 @pytest.mark.parametrize("flag", REFUSED)
 def test_a_flag_without_a_meaning_here_is_refused_unless_it_asks_for_nothing(flag):
     harmless, refused, reason = REFUSED[flag]
-    told = []
-    assert sections(told=told, **{flag: harmless}) == sections()
-    assert len(told) == 1 and "changes nothing here" in told[0]
+    reported = []
+    assert sections(reported=reported, **{flag: harmless}) == sections()
+    assert len(reported) == 1 and "changes nothing here" in reported[0]
     with pytest.raises(SettingsError, match=reason) as error:
         sections(**{flag: refused}, **REFUSED_WITH.get(flag, {}))
     assert (
@@ -191,7 +191,7 @@ def test_todays_words_of_flame_for_the_learning_rate():
 def test_todays_words_of_flame_for_optimizer_sharding_and_first_weights():
     """Its config_manager.py of 2025."""
     given = sections(
-        told=[],
+        reported=[],
         **{
             "model.name": "fla",
             "optimizer.implementation": "foreach",
@@ -205,12 +205,12 @@ def test_todays_words_of_flame_for_optimizer_sharding_and_first_weights():
     assert not given["optimizer"].fused and given["model"].weights == "weights"
     assert given["parallelism"].reshard_after_forward == "auto"
     assert given["checkpoint"].model_weights_only
-    never = sections(told=[], **{"training.fsdp_reshard_after_forward": "never"})
+    never = sections(reported=[], **{"training.fsdp_reshard_after_forward": "never"})
     assert never["parallelism"].reshard_after_forward == "never"
     whole = {"checkpoint.no_initial_load_model_weights_only": "true"}
-    assert sections(told=[], **whole) == sections()
+    assert sections(reported=[], **whole) == sections()
     with pytest.raises(SettingsError, match="weights alone"):
-        sections(told=[], **whole, **{"checkpoint.initial_load_path": "weights"})
+        sections(reported=[], **whole, **{"checkpoint.initial_load_path": "weights"})
     with pytest.raises(SettingsError, match="none of|not one of fused"):
         sections(**{"optimizer.implementation": "cuda"})
 
@@ -295,7 +295,7 @@ def test_the_line_of_flame_on_accelerate():
         sections(gpus="8")
 
 
-def test_continual_training_is_told_by_what_model_points_at(tmp_path):
+def test_continual_training_is_recognised_by_what_model_points_at(tmp_path):
     assert sections(model=str(tmp_path))["model"].weights == ""
     (tmp_path / "model.safetensors").touch()
     assert sections(model=str(tmp_path))["model"].weights == str(tmp_path)
@@ -336,7 +336,7 @@ def test_what_ringattention_says_of_computing():
 
 
 @pytest.mark.parametrize(
-    ("spelling", "value", "told"),
+    ("spelling", "value", "reported"),
     [
         (
             "update_llama_config",
@@ -359,21 +359,21 @@ def test_what_ringattention_says_of_computing():
         ("activation_checkpoint.selective_ac_option", "all", "every n-th block"),
     ],
 )
-def test_what_is_said_of_computing_and_cannot_be(spelling, value, told):
-    with pytest.raises(SettingsError, match=told):
+def test_what_is_said_of_computing_and_cannot_be(spelling, value, reported):
+    with pytest.raises(SettingsError, match=reported):
         sections(**{spelling: value})
 
 
 def test_selective_recomputation_of_torchtitan():
-    told = []
+    reported = []
     words = {
         "activation_checkpoint.mode": "selective",
         "activation_checkpoint.selective_ac_option": "op",
     }
-    assert sections(told=told, **words)["activation_checkpoint"] == settings.ActivationCheckpoint(
-        "block", ("matmuls",)
-    )
-    assert len(told) == 2
+    assert sections(reported=reported, **words)[
+        "activation_checkpoint"
+    ] == settings.ActivationCheckpoint("block", ("matmuls",))
+    assert len(reported) == 2
 
 
 def test_a_checkpoint_is_named_by_its_step():
@@ -468,34 +468,34 @@ def test_what_a_bare_flag_means():
 
 @pytest.mark.parametrize(("theirs", "ours"), [("allgather", "allgather"), ("alltoall", "ring")])
 def test_torchtitans_all_to_all_of_keys_and_values_is_a_ring(theirs, ours):
-    given = sections(told=[], **{"experimental.context_parallel_rotate_method": theirs})
+    given = sections(reported=[], **{"experimental.context_parallel_rotate_method": theirs})
     assert given["parallelism"].context_parallel_strategy == ours
     with pytest.raises(SettingsError, match="allgather, alltoall"):
-        sections(told=[], **{"experimental.context_parallel_rotate_method": "ring"})
+        sections(reported=[], **{"experimental.context_parallel_rotate_method": "ring"})
 
 
 @pytest.mark.parametrize("flag", [*CHANGES_NO_NUMBER, "float8.force_recompute_fp8_weight_in_bwd"])
 def test_words_about_how_float8_weights_travel_are_accepted_with_the_reason(flag):
     assert aliases.bare_value(flag) == "true"
     for value in ("true", "false"):
-        told: list[str] = []
-        assert sections(told=told, **{flag: value}) == sections()
-        (message,) = told
+        reported: list[str] = []
+        assert sections(reported=reported, **{flag: value}) == sections()
+        (message,) = reported
         assert message.startswith(f"{flag} = {value!r} sets nothing: ")
 
 
 @pytest.mark.parametrize("name", ["float8", "quantize.linear.float8"])
 def test_torchtitans_converter_of_float8(name):
-    told: list[str] = []
-    given = sections(told=told, **{"model.converters": name})["float8"]
+    reported: list[str] = []
+    given = sections(reported=reported, **{"model.converters": name})["float8"]
     assert given == settings.Float8(enable_float8_linear=True)
-    assert told == [f"model.converters = {name!r} is now float8.enable_float8_linear = 'true'"]
+    assert reported == [f"model.converters = {name!r} is now float8.enable_float8_linear = 'true'"]
     both = {"model.converters": name, "float8.enable_float8_linear": "true"}
-    assert sections(told=[], **both)["float8"] == given
+    assert sections(reported=[], **both)["float8"] == given
     with pytest.raises(SettingsError, match="keep one of them"):
-        sections(told=[], **both | {"float8.enable_float8_linear": "false"})
+        sections(reported=[], **both | {"float8.enable_float8_linear": "false"})
     with pytest.raises(SettingsError, match="'mx' is not supported"):
-        sections(told=[], **{"model.converters": "float8,mx"})
+        sections(reported=[], **{"model.converters": "float8,mx"})
 
 
 def test_torchtitans_other_words_of_float8_are_the_same():
@@ -513,9 +513,9 @@ def test_torchtitans_other_words_of_float8_are_the_same():
 
 def test_what_flame_s_own_files_say_and_does_nothing_there_is_accepted():
     """Values as its TOML files have them."""
-    told: list[str] = []
+    reported: list[str] = []
     given = sections(
-        told=told,
+        reported=reported,
         **{
             "model.norm_type": "fused_rmsnorm",
             "model.converters": "",
@@ -543,7 +543,7 @@ def test_what_flame_s_own_files_say_and_does_nothing_there_is_accepted():
 
 def test_words_of_flash_attention_s_own_files():
     given = sections(
-        told=[],
+        reported=[],
         **{
             "train.optimizer.betas": "[0.9, 0.98]",
             "datamodule.shuffle": "False",
@@ -562,7 +562,7 @@ def test_words_of_flash_attention_s_own_files():
 
 def test_what_flash_attention_s_files_say_of_records_and_ends():
     given = sections(
-        told=[],
+        reported=[],
         **{
             "logger": "[wandb,csv]",
             "callbacks.speed_monitor.verbose": "True",
@@ -587,7 +587,7 @@ def test_what_flash_attention_s_files_say_of_records_and_ends():
         ("mode", "debug", "a trial"),
     ):
         with pytest.raises(SettingsError, match=reason):
-            sections(told=[], **{word: value})
+            sections(reported=[], **{word: value})
 
 
 def test_keys_of_flash_attention_s_model():
@@ -616,9 +616,9 @@ def test_keys_of_flash_attention_s_model():
 
 
 def test_words_of_easylm_that_its_defaults_have():
-    told: list[str] = []
+    reported: list[str] = []
     sections(
-        told=told,
+        reported=reported,
         **{
             "train_dataset.json_dataset.tokenizer_parallel_chunk_size": "32",
             "train_dataset.json_dataset.start_seek_loc": "0",
@@ -627,7 +627,7 @@ def test_words_of_easylm_that_its_defaults_have():
             "jax_distributed.initialize_jax_distributed": "True",
         },
     )
-    assert len(told) == 5
+    assert len(reported) == 5
     with pytest.raises(SettingsError, match="the position in the data is part of a checkpoint"):
         sections(**{"train_dataset.json_dataset.start_seek_loc": "1000"})
 
@@ -636,7 +636,7 @@ def test_a_decay_by_the_square_root_says_which_share_of_the_run_it_takes():
     """torchtitan decays over all that follows the warm-up where no share is given; here wsd would
     take a tenth."""
     words = {"lr_scheduler.decay_type": "sqrt"}
-    given = sections(told=[], **words, **{"lr_scheduler.decay_ratio": "0.5"})["lr_scheduler"]
+    given = sections(reported=[], **words, **{"lr_scheduler.decay_ratio": "0.5"})["lr_scheduler"]
     assert (given.name, given.decay_shape, given.decay_ratio) == ("wsd", "sqrt", 0.5)
     with pytest.raises(SettingsError, match=r"give lr_scheduler\.decay_ratio"):
         sections(**words)
@@ -724,7 +724,7 @@ def test_the_optimizer_palm_brings_its_rate_and_decay():
         "optimizer.palm_optimizer.lr_warmup_steps": "4",
         "optimizer.palm_optimizer.weight_decay": "3e-4",
     }
-    given = sections(told=[], **words)
+    given = sections(reported=[], **words)
     peak, scheduler = given["optimizer"].lr, given["lr_scheduler"]
     rates = [peak * schedule(step, 40, scheduler.warmup_steps, scheduler) for step in range(40)]
     assert rates == pytest.approx([2 / max(step, 4) ** 0.5 for step in range(40)], rel=1e-12)
@@ -742,10 +742,10 @@ def test_ring_attention_s_adamw_with_the_scale_of_parameters_is_adafactor():
     options = (*options, "decay_scale=rate")
     for words in ({"optimizer.type": "adamw"}, {}):
         words = {**words, word: "True", "optimizer.adamw_optimizer.b1": "0.8"}
-        given = sections(told=[], **words)["optimizer"]
+        given = sections(reported=[], **words)["optimizer"]
         assert (given.name, given.options) == ("Adafactor", options)
         assert given.beta1 == settings.Optimizer().beta1, "Adafactor has none"
-    off = sections(told=[], **{word: "False", "optimizer.type": "adamw"})["optimizer"]
+    off = sections(reported=[], **{word: "False", "optimizer.type": "adamw"})["optimizer"]
     assert off == settings.Optimizer()
 
 

@@ -1,4 +1,4 @@
-"""shape.py: what a config.json may say, and what a wrong one is told."""
+"""shape.py: what a config.json may say, and which errors a wrong one gives."""
 
 import json
 
@@ -37,7 +37,7 @@ def test_to_dict_and_back():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"hiden_size": 3}, "x.json: unknown key 'hiden_size'; did you mean 'hidden_size'"),
         ({"layer_types": ["gla"] * 3}, "3 entries, which do not divide num_hidden_layers = 4"),
@@ -84,8 +84,8 @@ def test_to_dict_and_back():
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings = 'false' must be true or false"),
     ],
 )
-def test_a_wrong_shape_names_key_value_and_fix(change, told):
-    with pytest.raises(SettingsError, match=told.replace("(", r"\(")):
+def test_a_wrong_shape_names_key_value_and_fix(change, message):
+    with pytest.raises(SettingsError, match=message.replace("(", r"\(")):
         read_own_keys({**GOOD, **change}, "x.json", *NAMES)
 
 

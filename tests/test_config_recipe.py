@@ -1,4 +1,4 @@
-"""recipe.py: TOML, then the command line, into typed sections; whatever is wrong is told with key, value, place and fix."""
+"""recipe.py: TOML, then the command line, into typed sections; whatever is wrong is reported with key, value, place and fix."""
 
 import re
 
@@ -69,7 +69,7 @@ def test_text_of_the_command_line_becomes_the_type(key, text, value):
 
 
 @pytest.mark.parametrize(
-    ("toml", "told"),
+    ("toml", "message"),
     [
         (
             "[training]\nsteps = '7'",
@@ -119,8 +119,8 @@ def test_text_of_the_command_line_becomes_the_type(key, text, value):
         ),
     ],
 )
-def test_a_mistake_is_told_with_key_value_place_and_fix(toml, told, tmp_path):
-    with pytest.raises(SettingsError, match=re.escape(told)):
+def test_a_mistake_is_reported_with_key_value_place_and_fix(toml, message, tmp_path):
+    with pytest.raises(SettingsError, match=re.escape(message)):
         compose(toml, tmp_path)
 
 
@@ -156,7 +156,7 @@ def test_no_recipe_there(tmp_path):
     st.sampled_from(list(recipe.SETTINGS)),
     st.one_of(st.text(max_size=8), st.integers(), st.floats(), st.booleans()),
 )
-def test_any_value_is_of_the_type_or_told(key, value):
+def test_any_value_is_of_the_type_or_reported(key, value):
     """Strictness has no hole: what comes through has the declared type."""
     for where in (recipe.COMMAND_LINE, "x.toml"):
         value_there = str(value) if where == recipe.COMMAND_LINE else value
@@ -209,10 +209,10 @@ def both(toml: str, tmp_path, **words: str) -> tuple[dict[str, object], list[str
     """The values of recipe and command line together, by our keys, and what was logged."""
     file = tmp_path / "old.toml"
     file.write_text(toml)
-    told: list[str] = []
-    with logged_to(told):
+    message: list[str] = []
+    with logged_to(message):
         given = recipe.both_in_own_names(recipe.read_toml(file), recipe.read_words(words))
-    return {key: value for part in given for key, (value, _) in part.items()}, told
+    return {key: value for part in given for key, (value, _) in part.items()}, message
 
 
 def test_words_in_two_places_are_translated_together(tmp_path):
@@ -230,9 +230,9 @@ def test_words_in_two_places_are_translated_together(tmp_path):
 
 def test_a_word_in_two_places_is_logged_once_as_the_command_line_has_it(tmp_path):
     toml = '[optimizer]\nscheduler = "wsd"'
-    values, told = both(toml, tmp_path, **{"optimizer.scheduler": "linear"})
+    values, message = both(toml, tmp_path, **{"optimizer.scheduler": "linear"})
     assert values["lr_scheduler.name"] == "linear"
-    assert told == ["optimizer.scheduler = 'linear' is now lr_scheduler.name = 'linear'"]
+    assert message == ["optimizer.scheduler = 'linear' is now lr_scheduler.name = 'linear'"]
 
 
 @pytest.mark.parametrize(

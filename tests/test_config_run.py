@@ -97,7 +97,7 @@ def test_the_summary_counts_in_steps_and_tokens(folder):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (
             {"training.global_batch_size": "10"},
@@ -178,8 +178,8 @@ def test_the_summary_counts_in_steps_and_tokens(folder):
         ({"model.config": ""}, "model.config is empty"),
     ],
 )
-def test_what_cannot_be_is_told_with_the_mend(folder, overrides, told):
-    with pytest.raises(SettingsError, match=re.escape(told)):
+def test_what_cannot_be_is_reported_with_the_fix(folder, overrides, message):
+    with pytest.raises(SettingsError, match=re.escape(message)):
         compose(folder, **overrides)
 
 
@@ -211,7 +211,7 @@ def test_the_summary_of_a_run_with_a_budget_and_of_its_repetition(folder):
     )
 
 
-def test_all_problems_are_told_at_once(folder):
+def test_all_problems_are_reported_at_once(folder):
     with pytest.raises(SettingsError) as error:
         compose(
             folder,
@@ -225,7 +225,7 @@ def test_all_problems_are_told_at_once(folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             {"attention": {"num_heads": 5}},
@@ -249,9 +249,9 @@ def test_all_problems_are_told_at_once(folder):
         ({"layer_types": ["gla", "attention", "gla"]}, "do not divide num_hidden_layers"),
     ],
 )
-def test_a_wrong_shape_is_told_before_a_device_is_touched(folder, change, told):
+def test_a_wrong_shape_is_reported_before_a_device_is_touched(folder, change, message):
     (folder / "recipes" / "shape.json").write_text(json.dumps({**SHAPE, **change}))
-    with pytest.raises(SettingsError, match=re.escape(told)):
+    with pytest.raises(SettingsError, match=re.escape(message)):
         compose(folder)
 
 
@@ -395,11 +395,11 @@ def test_a_run_that_goes_on_tells_what_was_changed(folder):
     assert changes(compose(folder, **other)) == [], "an imported run was not started yet"
     (folder / "work" / "out" / "data.json").write_text("{}")
     assert changes(run) == []
-    told = "changed since this run was last started: "
+    message = "changed since this run was last started: "
     lines = changes(compose(folder, **other))
     assert lines == [
-        f"{told}data.data_probs = [2.0], was []",
-        f"{told}optimizer.lr = 0.5, was 0.0003",
+        f"{message}data.data_probs = [2.0], was []",
+        f"{message}optimizer.lr = 0.5, was 0.0003",
     ]
 
 
@@ -423,7 +423,7 @@ def test_one_process_at_a_time_trains_into_a_run_folder(folder):
         pass
 
 
-def test_a_folder_that_cannot_be_written_is_told(folder):
+def test_a_folder_that_cannot_be_written_is_reported(folder):
     (folder / "work" / "file").write_text("")
     with pytest.raises(
         CheckpointError, match=r"run.toml: cannot be written|config.json: cannot be written"

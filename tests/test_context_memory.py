@@ -35,15 +35,17 @@ def test_the_line_of_a_hybrid_goes_through_its_points(bench, monkeypatch):
     options = type("Options", (), {"quick": True})()
     whole = bench["longest_hybrid"](options, "ours", [128, 192], 0, 20)
     in_time = bench["longest_hybrid"](options, "ours, in time", [128, 192], 64, 20)
-    told = [(row["tokens"], row["segments"]) for found in (whole, in_time) for row in found["rows"]]
-    assert told == [(128, 1), (192, 1), (128, 2), (192, 3)]
+    message = [
+        (row["tokens"], row["segments"]) for found in (whole, in_time) for row in found["rows"]
+    ]
+    assert message == [(128, 1), (192, 1), (128, 2), (192, 3)]
     assert whole["line"][0]["longest by the line"] == pytest.approx(19 * 2**30 / 10**6, rel=1e-3)
     assert in_time["line"][0]["KB a token"] < 0.01
     bench["one_step"](bench["hybrid"](True), bench["SIDES"]["ours, in time"], 96, 2)
 
 
 @pytest.mark.slow
-def test_processes_that_share_a_row_are_started_and_the_largest_is_told(bench):
+def test_processes_that_share_a_row_are_started_and_the_largest_is_reported(bench):
     options = type("Options", (), {"quick": True, "child": "small"})()
     short, longer = (bench["peak_of_many"](options, tokens, 2) for tokens in (64, 4096))
     assert 2**27 < short < longer < 2**31

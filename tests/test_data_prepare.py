@@ -377,7 +377,7 @@ def test_behind_training(tmp_path):
     assert prepare(data, settings.Tokenizer(), background=True).background is None
 
 
-def test_behind_training_a_failure_is_told(tmp_path):
+def test_behind_training_a_failure_is_reported(tmp_path):
     write_corpus(tmp_path / "a.jsonl", 2000)
     with open(tmp_path / "a.jsonl", "a") as f:
         f.write("{broken\n")
@@ -389,7 +389,7 @@ def test_behind_training_a_failure_is_told(tmp_path):
         wait_until(prepared.check)
 
 
-def test_behind_training_a_kill_is_told_and_a_closed_one_ends(tmp_path):
+def test_behind_training_a_kill_is_reported_and_a_closed_one_ends(tmp_path):
     write_corpus(tmp_path / "a.jsonl", 2000)
     data = settings_for(tmp_path, "a.jsonl")
     (tmp_path / "stores").mkdir()
@@ -445,7 +445,7 @@ def test_a_stream_of_the_hub_is_found_again_without_the_hub(tmp_path, monkeypatc
         prepare(data, settings.Tokenizer(add_eos=False))
 
 
-def test_progress_is_told_where_there_is_no_terminal(tmp_path, monkeypatch, many_small_chunks):
+def test_progress_is_reported_where_there_is_no_terminal(tmp_path, monkeypatch, many_small_chunks):
     write_corpus(tmp_path / "a.jsonl", 400)
     monkeypatch.setattr(fill_progress, "NOTE_SECONDS", 0.0)
     said = []

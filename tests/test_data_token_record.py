@@ -45,7 +45,7 @@ def quick_disk(monkeypatch):
 
 def counts(ids: np.ndarray) -> np.ndarray:
     """The rule of the masks of these tests: a token counts in the loss unless its id is a multiple
-    of three. So a mask can be told from the ids wherever both are."""
+    of three. So a mask can be read from the ids wherever both are."""
     return ids % 3 != 0
 
 

@@ -222,11 +222,11 @@ def test_a_tokenizer_is_not_trained_on_what_is_held_out(tmp_path):
 
 def test_a_small_tokenizer_says_what_it_is(tmp_path):
     (tmp_path / "input.txt").write_text("ab")
-    told: list[str] = []
+    message: list[str] = []
     trained = settings.Tokenizer(path="train", train_vocab_size=2048)
-    with logged_to(told):
+    with logged_to(message):
         prepare(data_of(tmp_path, "input.txt"), trained)
-    assert told[0].startswith(
+    assert message[0].startswith(
         "tokenizer: a vocabulary of 259 (2048 asked for: the text has no more) from 2 bytes"
     ), "bytes, ends, ab"
 

@@ -168,7 +168,7 @@ def test_a_field_that_is_there_twice(tmp_path):
         prepared_of(data_for(tmp_path / "a.jsonl"))
 
 
-def test_what_of_a_folder_is_read_is_told(tmp_path):
+def test_what_of_a_folder_is_read_is_reported(tmp_path):
     folder = tmp_path / "f"
     for name in ("train-0.jsonl", "train-1.jsonl", "test.jsonl"):
         write(folder / name, name)

@@ -1,4 +1,4 @@
-"""device.py: the choice of device and type is told truly; the clock's parts add up."""
+"""device.py: the choice of device and type is logged as it is; the clock's parts add up."""
 
 import time
 
@@ -21,8 +21,8 @@ def test_cuda_where_there_is_none_is_an_error_with_the_mend():
 
 
 def test_an_asked_type_wins_over_what_the_device_likes():
-    dtype, told = choose_dtype(Model(compute_dtype="bfloat16"), CPU)
-    assert dtype == torch.bfloat16 and "asked for by model.compute_dtype" in told
+    dtype, message = choose_dtype(Model(compute_dtype="bfloat16"), CPU)
+    assert dtype == torch.bfloat16 and "asked for by model.compute_dtype" in message
 
 
 def test_the_clock_splits_a_step_and_starts_anew():

@@ -41,7 +41,7 @@ def test_a_sound_machine(monkeypatch, capsys):
     ):
         assert fact in out, fact
     assert out.count(" ok") == 6 and "FAIL" not in out
-    assert "need CUDA" in out or torch.cuda.is_available(), "why the backend was chosen is told"
+    assert "need CUDA" in out or torch.cuda.is_available(), "why the backend was chosen is reported"
 
 
 def test_a_wrong_op_is_found_and_named(monkeypatch, capsys):

@@ -170,8 +170,8 @@ def test_a_task_of_ones_own_without_a_network(folder, own_task, tmp_path, monkey
     ).view(3, 2)
     expected = (scores.argmax(1) == torch.tensor([0, 1, 0])).float().mean().item()
     assert found["results"]["own_choice"]["acc,none"] == pytest.approx(expected)
-    told = capsys.readouterr().out
-    assert found["weights"] in told and "own_choice" in told and "acc_norm" in told
+    message = capsys.readouterr().out
+    assert found["weights"] in message and "own_choice" in message and "acc_norm" in message
 
 
 def test_tasks_that_are_not_known_or_not_here_are_named(folder, own_task, monkeypatch):

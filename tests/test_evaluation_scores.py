@@ -61,7 +61,7 @@ def test_all_documents_of_texts_count(model, folder, capsys, in_fp32):
     assert numbers["by_position"][0]["from"] == 1 and numbers["by_position"][-1]["to"] == 100
     assert found["sources"]["b.jsonl"]["tokens"] == 3 * (len(TEXT[:60].encode()) + 1) - 1
     assert len(found["weights"]) == 32 and found["step"] == -1
-    told = capsys.readouterr().out
+    message = capsys.readouterr().out
     for part in (
         found["weights"],
         "Hugging Face weights, all documents",
@@ -69,7 +69,7 @@ def test_all_documents_of_texts_count(model, folder, capsys, in_fp32):
         "64 to 100",
         "b.jsonl",
     ):
-        assert part in told
+        assert part in message
     assert "<svg" in (folder.parent / "out/by-position.svg").read_text()
 
 
@@ -113,7 +113,7 @@ def test_needles(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    ("scoring", "error", "told"),
+    ("scoring", "error", "message"),
     [
         (Scoring(), SettingsError, "name texts with --data"),
         (Scoring(data=("a.txt",), plot="p.gif"), SettingsError, "p.gif: pictures are written as"),
@@ -132,11 +132,11 @@ def test_needles(folder, capsys):
         ),
     ],
 )
-def test_mistakes_are_named(scoring, error, told, folder):
+def test_mistakes_are_named(scoring, error, message, folder):
     (folder.parent / "short.txt").write_text("")
     if scoring.data == ("short.txt",):
-        told = "no document with text is left"
-    with pytest.raises(error, match=told):
+        message = "no document with text is left"
+    with pytest.raises(error, match=message):
         main(folder, scoring)
 
 

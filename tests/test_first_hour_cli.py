@@ -55,17 +55,17 @@ def typed(line: str, capsys, code: int = 0) -> str:
 
 @pytest.mark.parametrize("kind", KINDS_TRAINED)
 def test_init_then_train_then_all_that_reads_the_run(folder, kind, capsys):
-    told = typed(f"init --data input.txt --model {kind} --size 1m", capsys)
-    assert told.splitlines()[-1] == "next: longfire train recipe.toml"
-    told = typed(f"train recipe.toml {TINY}", capsys)
+    message = typed(f"init --data input.txt --model {kind} --size 1m", capsys)
+    assert message.splitlines()[-1] == "next: longfire train recipe.toml"
+    message = typed(f"train recipe.toml {TINY}", capsys)
     run = folder / f"runs/input-{kind}-1m"
-    assert "recipe.toml, [model]" in told and (run / "hf/model.safetensors").exists()
+    assert "recipe.toml, [model]" in message and (run / "hf/model.safetensors").exists()
     config = json.loads((run / "config.json").read_text())
     assert config["hidden_size"] == 64 and config["num_hidden_layers"] == 4
     assert tomllib.loads((run / "run.toml").read_text())["model"]["config"] == "config.json"
     (folder / "recipe.toml").unlink()
-    told = typed(f"train {run}/run.toml --training.steps 3", capsys)
-    assert "step 3/3" in told and (run / "checkpoints/step-3").is_dir()
+    message = typed(f"train {run}/run.toml --training.steps 3", capsys)
+    assert "step 3/3" in message and (run / "checkpoints/step-3").is_dir()
     typed(f"eval {run} --data input.txt --seq_len 32 --tokens 64", capsys)
     assert "fire" in typed(f"generate {run} --prompt fire --max_new_tokens 2", capsys)
     typed(f"export {run} out", capsys)
@@ -74,22 +74,24 @@ def test_init_then_train_then_all_that_reads_the_run(folder, kind, capsys):
 def test_the_starter_trains_as_it_is(folder, capsys):
     """Every setting as written, but for one step."""
     typed("init --data input.txt --size 1m", capsys)
-    told = typed(
+    message = typed(
         "train recipe.toml --training.steps 1 --lr_scheduler.warmup_steps 0 --eval.sample_tokens 8",
         capsys,
     )
-    assert "step 1/1" in told and "sample, after" in told
+    assert "step 1/1" in message and "sample, after" in message
 
 
 @pytest.mark.slow
 def test_the_starter_without_a_text_trains_on_the_embedded_corpus(folder, capsys):
     typed("init --size 1m", capsys)
-    told = typed(
+    message = typed(
         "train recipe.toml --training.steps 2 --lr_scheduler.warmup_steps 0 --eval.tokens 512",
         capsys,
     )
     assert (
-        "step 2/2" in told and "validation of embedded" in told and "sample, after 'def '" in told
+        "step 2/2" in message
+        and "validation of embedded" in message
+        and "sample, after 'def '" in message
     )
 
 
@@ -141,8 +143,8 @@ def test_every_line_of_the_starter_is_explained(folder, kind, capsys):
 
 def test_init_replaces_nothing_unasked(folder, capsys):
     (folder / "recipe.toml").write_text("# mine\n")
-    told = typed("init --data input.txt", capsys, 2)
-    assert "recipe.toml is already there" in told and "--force" in told
+    message = typed("init --data input.txt", capsys, 2)
+    assert "recipe.toml is already there" in message and "--force" in message
     assert (folder / "recipe.toml").read_text() == "# mine\n"
     typed("init --data input.txt --force", capsys)
     assert "input.txt" in (folder / "recipe.toml").read_text()
@@ -162,15 +164,15 @@ def test_init_replaces_nothing_unasked(folder, capsys):
 )
 def test_the_name_of_a_recipe_is_a_file_or_a_folder(folder, named, written, capsys):
     (folder / "sub").mkdir()
-    told = typed(f"init {named} --data input.txt", capsys)
+    message = typed(f"init {named} --data input.txt", capsys)
     assert (folder / written).is_file()
-    assert shlex.split(told.splitlines()[-1]) == ["next:", "longfire", "train", written]
+    assert shlex.split(message.splitlines()[-1]) == ["next:", "longfire", "train", written]
 
 
 def test_a_file_that_no_reader_is_for_is_refused_at_once(folder, capsys):
     (folder / "table.csv").write_text("text\nfire\n")
-    told = typed("init --data table.csv", capsys, 2)
-    assert "--data table.csv: not a kind of file that is read (.jsonl" in told
+    message = typed("init --data table.csv", capsys, 2)
+    assert "--data table.csv: not a kind of file that is read (.jsonl" in message
     (folder / b"\xff.txt".decode(errors="surrogateescape")).write_text(TEXT)
     assert main(["init", "--data", b"\xff.txt".decode(errors="surrogateescape")]) == 2
     assert "is not UTF-8" in capsys.readouterr().err
@@ -189,8 +191,8 @@ def test_a_glob_is_found_from_the_recipes_folder(folder, monkeypatch, capsys):
 def test_a_recipe_in_another_folder_finds_the_text(folder, monkeypatch, capsys):
     typed("init sub/mine --data input.txt --size 1m", capsys)
     monkeypatch.chdir(folder / "sub")
-    told = typed("prepare mine --tokenizer.path bytes --data.num_workers 1", capsys)
-    assert "recipe mine: mine.toml" in told and "input.txt" in told
+    message = typed("prepare mine --tokenizer.path bytes --data.num_workers 1", capsys)
+    assert "recipe mine: mine.toml" in message and "input.txt" in message
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,7 @@ def test_any_name_of_a_text_stands_in_the_recipe_as_it_is(folder, data, dataset,
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("init --model glaa", "did you mean 'gla'?"),
         ("init --size 11m", "--size 11m: unknown (did you mean '1m'?); there are 1m, 4m, 10m"),
@@ -236,8 +238,8 @@ def test_any_name_of_a_text_stands_in_the_recipe_as_it_is(folder, data, dataset,
         (f"init --data {'a' * 200}/{'b' * 300}.txt", "no such file"),
     ],
 )
-def test_a_slip_at_init(folder, line, told, capsys):
-    assert told in typed(line, capsys, 2)
+def test_a_slip_at_init(folder, line, message, capsys):
+    assert message in typed(line, capsys, 2)
     assert {path.name for path in folder.iterdir()} == {"input.txt"}
 
 
@@ -273,13 +275,13 @@ def test_the_command_line_lies_over_the_recipe_and_both_over_a_named_config(fold
         1024,
         ("gla",) * 3,
     )
-    told = []
-    with logged_to(told):
+    message = []
+    with logged_to(message):
         run = Run.compose(file, {"model.config": "gla-340m"})
     assert run.model_config.hidden_size == 1024, (
         "a config that the command line names takes the place of the recipe's keys"
     )
-    assert "gla-340m" in told[0] and "comes with longfire" in told[0]
+    assert "gla-340m" in message[0] and "comes with longfire" in message[0]
     (folder / "gla-340m").mkdir()
     (folder / "gla-340m/config.json").write_text(
         json.dumps(run.model_config.to_dict() | {"hidden_size": 512})
@@ -298,7 +300,7 @@ def test_a_hybrid_keeps_its_pattern_at_another_depth(folder):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         (
             "--model.hiden_size 3",
@@ -357,9 +359,9 @@ def test_a_hybrid_keeps_its_pattern_at_another_depth(folder):
         ("--model.config gla-304m", "did you mean 'gla-340m'?"),
     ],
 )
-def test_a_slip_in_the_model_is_named_with_place_key_and_fix(folder, line, told, capsys):
+def test_a_slip_in_the_model_is_named_with_place_key_and_fix(folder, line, message, capsys):
     (folder / "x.toml").write_text(MODEL)
-    assert told in typed(f"train x.toml {line}", capsys, 2)
+    assert message in typed(f"train x.toml {line}", capsys, 2)
     assert {path.name for path in folder.iterdir()} == {"input.txt", "x.toml"}
 
 
@@ -367,8 +369,8 @@ def test_a_slip_in_the_model_is_named_with_place_key_and_fix(folder, line, told,
 def test_a_number_of_a_mixer_is_finite(folder, number, capsys):
     """TOML can write them, and JSON cannot."""
     (folder / "x.toml").write_text(f"{MODEL}clamp_min = {number}\n")
-    told = typed("train x.toml", capsys, 2)
-    assert f"x.toml, [model]: gla.clamp_min = {float(number)} must be a finite number" in told
+    message = typed("train x.toml", capsys, 2)
+    assert f"x.toml, [model]: gla.clamp_min = {float(number)} must be a finite number" in message
 
 
 def test_no_key_of_the_model_is_a_setting_too():
@@ -389,22 +391,22 @@ def test_a_mixer_without_its_keys_says_which_and_what_to_write(folder, name, cap
     )
     if not wanted:
         return
-    told = typed("train --model.config m.json", capsys, 2)
-    assert "m.json: " in told and "__init__" not in told
+    message = typed("train --model.config m.json", capsys, 2)
+    assert "m.json: " in message and "__init__" not in message
     for key in wanted:
-        assert f"{name}.{key}" in told
-    proposed = json.loads("{" + told.partition("for example, ")[2].strip() + "}")
+        assert f"{name}.{key}" in message
+    proposed = json.loads("{" + message.partition("for example, ")[2].strip() + "}")
     assert set(proposed[name]) == set(wanted)
-    told = typed("train x.toml", capsys, 2)
-    assert f"x.toml, [model]: {name}." in told and f"in [model.{name}]" in told
-    lines = told.partition("for example, ")[2].partition(" in [model")[0].split(", ")
+    message = typed("train x.toml", capsys, 2)
+    assert f"x.toml, [model]: {name}." in message and f"in [model.{name}]" in message
+    lines = message.partition("for example, ")[2].partition(" in [model")[0].split(", ")
     with (folder / "x.toml").open("a") as file:
         file.write(f"[model.{name}]\n" + "\n".join(lines))
     assert recipe.model_tables(recipe.read_toml(folder / "x.toml"))[name] == proposed[name]
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("{}", "m.json: hidden_size, num_hidden_layers, layer_types missing"),
         (
@@ -439,9 +441,9 @@ def test_a_mixer_without_its_keys_says_which_and_what_to_write(folder, name, cap
         ),
     ],
 )
-def test_a_wrong_config_names_its_file_and_key(folder, text, told, capsys):
+def test_a_wrong_config_names_its_file_and_key(folder, text, message, capsys):
     (folder / "m.json").write_text(text)
-    assert told in typed("train --model.config m.json", capsys, 2)
+    assert message in typed("train --model.config m.json", capsys, 2)
 
 
 # -- recipes that come with longfire ---------------------------------------------------------------
@@ -460,17 +462,17 @@ def test_a_shipped_recipe_is_found_from_anywhere_unless_one_is_here(folder, name
 
 
 def test_what_was_taken_is_printed(folder, capsys):
-    told = typed(
+    message = typed(
         "prepare quickstart --data.dataset input.txt --tokenizer.path bytes --data.num_workers 1",
         capsys,
     )
-    assert told.startswith(
+    assert message.startswith(
         f"recipe quickstart: {shipped.recipes()['quickstart']}, which comes with longfire\n"
     )
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("train", "longfire init --data input.txt"),
         ("train", ", ".join(shipped.recipes())),
@@ -493,15 +495,15 @@ def test_what_was_taken_is_printed(folder, capsys):
         ("trian", "unknown command 'trian' (did you mean 'train'?)"),
     ],
 )
-def test_what_to_type_instead(folder, line, told, capsys):
+def test_what_to_type_instead(folder, line, message, capsys):
     (folder / "here.toml").write_text(MODEL)
-    assert told in typed(line, capsys, 2)
+    assert message in typed(line, capsys, 2)
 
 
 def test_longfire_alone_lists_the_commands_and_is_no_success(folder, capsys):
-    told = typed("", capsys, 2)
-    assert "train a model:" in told and "longfire init --data input.txt" in told
-    assert typed("--help", capsys) == told and typed("help", capsys) == told
+    message = typed("", capsys, 2)
+    assert "train a model:" in message and "longfire init --data input.txt" in message
+    assert typed("--help", capsys) == message and typed("help", capsys) == message
 
 
 def test_a_recipe_that_lies_here_is_named(folder, capsys):
@@ -518,7 +520,7 @@ def test_a_run_folder_is_no_recipe(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (
             "[training]\nsteps = ten",
@@ -550,9 +552,9 @@ def test_a_run_folder_is_no_recipe(folder, capsys):
         ),
     ],
 )
-def test_a_slip_in_the_recipe(folder, text, told, capsys):
+def test_a_slip_in_the_recipe(folder, text, message, capsys):
     (folder / "x.toml").write_text(text)
-    assert told in typed("train x.toml", capsys, 2)
+    assert message in typed("train x.toml", capsys, 2)
 
 
 @pytest.mark.slow
@@ -608,32 +610,32 @@ def test_an_installed_longfire_has_its_recipes(tmp_path):
     ("command", "most"), [("prepare", 60), ("plan", 60), ("bench", 60), ("train", 80)]
 )
 def test_help_fits_a_screen_or_two_and_lists_every_section(folder, command, most, capsys):
-    told = typed(f"{command} --help", capsys)
-    assert len(told.splitlines()) <= most
+    message = typed(f"{command} --help", capsys)
+    assert len(message.splitlines()) <= most
     for section in SECTIONS:
-        assert re.search(rf"^ [ *]{section} +\S", told, re.M)
+        assert re.search(rf"^ [ *]{section} +\S", message, re.M)
 
 
 def test_train_help_begins_with_what_people_use(folder, capsys):
-    told = typed("train --help", capsys)
-    shown = re.findall(r"^  --(\w+\.\w+) ", told, re.M)
+    message = typed("train --help", capsys)
+    shown = re.findall(r"^  --(\w+\.\w+) ", message, re.M)
     shown.remove("job.config_file")
     assert len(shown) == 12 and {"data.dataset", "training.steps", "optimizer.lr"} <= set(shown)
-    assert told.index("--training.steps") < told.index("settings, by section")
+    assert message.index("--training.steps") < message.index("settings, by section")
 
 
 @pytest.mark.parametrize("command", ["train", "prepare", "plan", "bench"])
 def test_help_of_a_section_and_of_all(folder, command, capsys):
     for section in SECTIONS:
-        told = typed(f"{command} --help {section}", capsys)
+        message = typed(f"{command} --help {section}", capsys)
         listed = (
-            set(re.findall(r"^  --(\w+\.\w+)", told, re.M))
+            set(re.findall(r"^  --(\w+\.\w+)", message, re.M))
             - set(recipe.SHAPE_KEYS)
             - {"model.MIXER"}
         )
         assert listed == {key for key in recipe.SETTINGS if key.startswith(f"{section}.")}
-    told = typed(f"{command} --help=all", capsys)
-    assert set(recipe.SETTINGS) <= set(re.findall(r"^  --(\w+\.\w+)", told, re.M))
+    message = typed(f"{command} --help=all", capsys)
+    assert set(recipe.SETTINGS) <= set(re.findall(r"^  --(\w+\.\w+)", message, re.M))
 
 
 def test_help_of_an_unknown_section_names_the_nearest(folder, capsys):
@@ -714,8 +716,8 @@ def test_a_shipped_recipe_fits_the_devices_that_it_names(folder, name):
 @pytest.mark.slow
 def test_plan_of_a_shipped_recipe_as_it_stands_in_its_comment(folder, capsys):
     """Its weights are not here yet: what is only planned may start from them all the same."""
-    told = typed("plan gla-7b-from-mistral --gpus 8 --device h100-80gb --alternatives 0", capsys)
-    assert "64 micro-batch(es) of 2" in told and "does not fit" not in told
+    message = typed("plan gla-7b-from-mistral --gpus 8 --device h100-80gb --alternatives 0", capsys)
+    assert "64 micro-batch(es) of 2" in message and "does not fit" not in message
 
 
 # -- generate, eval, the model card ------------------------------------------------------------------
@@ -754,8 +756,8 @@ def test_on_a_terminal_one_sees_where_the_prompt_ends(run, capsys, monkeypatch):
 
 
 def test_eval_without_held_out_text_says_what_to_type(run, capsys):
-    told = typed(f"eval {run}", capsys, 3)
-    assert f"`longfire eval {run} --data FILE`" in told
+    message = typed(f"eval {run}", capsys, 3)
+    assert f"`longfire eval {run} --data FILE`" in message
 
 
 def test_the_model_card_shows_no_folder_of_this_machine(run, capsys, tmp_path):
@@ -800,8 +802,8 @@ def test_lm_eval_that_is_not_whole_is_one_line(run, missing, capsys, monkeypatch
                 raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
 
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-    told = typed(f"eval {run} --tasks arc_easy", capsys, 2)
-    assert told.strip().splitlines()[-1] == (
+    message = typed(f"eval {run} --tasks arc_easy", capsys, 2)
+    assert message.strip().splitlines()[-1] == (
         f"longfire: --tasks: lm-eval is installed, but not whole: package {missing!r} is missing; pip install 'longfire[eval]', "
         f"and if it is still missing, pip install {missing}"
     )

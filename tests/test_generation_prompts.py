@@ -64,7 +64,7 @@ def test_prompts_of_a_file(tmp_path, folder, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("none.txt", None, "none.txt: prompts cannot be read"),
         ("empty.txt", "\n\n", "empty.txt: no prompt in it"),
@@ -77,10 +77,10 @@ def test_prompts_of_a_file(tmp_path, folder, capsys):
         ("c.jsonl", '{"prompt": 3}', "c.jsonl:1: .*prompt must be text, not 3"),
     ],
 )
-def test_files_that_hold_no_prompts_are_named(name, content, told, tmp_path):
+def test_files_that_hold_no_prompts_are_named(name, content, message, tmp_path):
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         read_prompts(tmp_path / name)
 
 
@@ -127,15 +127,15 @@ def test_a_terminal_is_asked_when_there_is_no_prompt(folder, monkeypatch, capsys
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("how", "message"),
     [
         ({}, "no prompt: give --prompt"),
         ({"batch_size": 0}, "at least 1"),
         ({"batch_size": 2, "interactive": True}, "leave out"),
     ],
 )
-def test_what_cannot_be_done_is_refused(how, told, folder, monkeypatch):
+def test_what_cannot_be_done_is_refused(how, message, folder, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     prompts = [] if not how else ["x"]
-    with pytest.raises(SettingsError, match=told):
+    with pytest.raises(SettingsError, match=message):
         main(folder, SAMPLING, prompts, **how)

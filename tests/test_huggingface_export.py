@@ -337,7 +337,7 @@ def test_an_export_by_bytes_is_the_same_folder(run, tmp_path, dtype):
             assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
 
 
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_opened(run, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_opened(run, tmp_path, capsys):
     (whole,) = (run.folder / "checkpoints" / "step-2").glob("shard-*-model.safetensors")
     copy = tmp_path / "run"
     copy.mkdir()

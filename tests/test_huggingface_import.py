@@ -93,11 +93,11 @@ def source(tmp_path) -> Path:
 @pytest.mark.parametrize("case", CASES)
 def test_every_kind_of_folder_becomes_a_run_with_their_logits(case, tmp_path, in_fp32):
     theirs = saved(tmp_path / "source", case)
-    told = []
-    with logged_to(told):
+    reported = []
+    with logged_to(reported):
         check = import_hf(str(tmp_path / "source"), tmp_path / "run")
     assert check.peer_kl is not None and check.peer_kl < KL_NATS and check.own_kl == 0
-    assert "258 tokens, the embedding 260 rows" in told[0]
+    assert "258 tokens, the embedding 260 rows" in reported[0]
     opened = open_model(tmp_path / "run")
     assert opened.step == 0 and opened.run.tokenizer.add_eos and not opened.run.tokenizer.add_bos
     ids_BT = torch.randint(260, (2, 40))
@@ -526,10 +526,10 @@ def test_buffers_of_old_files_are_no_tensors_of_the_model(tmp_path):
 def test_progress_is_shown(source, tmp_path, monkeypatch):
     monkeypatch.setattr(work_progress, "FIRST_SECONDS", 0)
     monkeypatch.setattr(work_progress, "NOTE_SECONDS", 0)
-    told = []
-    with logged_to(told):
+    reported = []
+    with logged_to(reported):
         import_hf(str(source), tmp_path / "run")
-    lines = [line for line in told if line.startswith("import: ")]
+    lines = [line for line in reported if line.startswith("import: ")]
     assert len(lines) > 10 and " parameters, " in lines[-1]
 
 

@@ -130,8 +130,10 @@ def test_a_class_of_another_package_comes_first(tiny_config):
     hybrid = tiny_config("gla", "kda")
     assert choose_family(hybrid) == "longfire"
     assert class_of_export(tiny_config("attention")) == "LlamaForCausalLM of transformers"
-    told = class_of_export(hybrid)
+    reported = class_of_export(hybrid)
     assert (
-        told.startswith("LongfireForCausalLM of longfire, since no class of transformers or fla")
-        and "nearest: gla" in told
+        reported.startswith(
+            "LongfireForCausalLM of longfire, since no class of transformers or fla"
+        )
+        and "nearest: gla" in reported
     )

@@ -70,7 +70,7 @@ def test_a_launcher_says_who_a_process_is(monkeypatch, no_launcher, environment)
         ({"WORLD_SIZE": "many"}, "WORLD_SIZE = 'many' in the environment is not a number"),
     ],
 )
-def test_half_a_launcher_is_told(monkeypatch, no_launcher, changes, message):
+def test_half_a_launcher_is_reported(monkeypatch, no_launcher, changes, message):
     for name, value in {**TORCHRUN, **changes}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=message):

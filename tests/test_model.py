@@ -105,7 +105,7 @@ def test_compiled_gradients_equal_eager_ones(mixer, tiny_model):
 
 
 @pytest.mark.parametrize(
-    ("types", "settings", "told"),
+    ("types", "settings", "message"),
     [
         (("attention",), {"num_heads": 3}, "num_heads = 3"),
         (("attention",), {"num_heads": 4, "num_kv_heads": 3}, "num_kv_heads = 3"),
@@ -120,8 +120,10 @@ def test_compiled_gradients_equal_eager_ones(mixer, tiny_model):
         (("gated_delta_net",), {"num_heads": 2, "head_dim": 8, "num_v_heads": 3}, "num_v_heads"),
     ],
 )
-def test_a_mixer_that_cannot_be_built_is_told_by_its_own_names(types, settings, told, tiny_config):
-    with pytest.raises(SettingsError, match=told):
+def test_a_mixer_that_cannot_be_built_is_reported_by_its_own_names(
+    types, settings, message, tiny_config
+):
+    with pytest.raises(SettingsError, match=message):
         build(tiny_config(*types, mixers={types[0]: settings}), 0)
 
 

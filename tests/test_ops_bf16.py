@@ -64,7 +64,7 @@ def test_no_other_device_multiplies_bf16_unasked():
     torch.cpu.get_capabilities().get("architecture") != "x86_64", reason="limits of x86"
 )
 def test_units_that_the_library_may_not_use_are_none():
-    """Flags say what the CPU has; here oneDNN is told to stay at AVX2, where bf16 takes 30 times as long as fp32."""
+    """Flags say what the CPU has; here oneDNN is set to stay at AVX2, where bf16 takes 30 times as long as fp32."""
     program = (
         "import torch; from longfire.ops import bf16; print(bf16.native_bf16(torch.device('cpu')))"
     )

@@ -368,7 +368,7 @@ def test_clipping_is_torchs(max_norm):
     )
 
 
-def test_zero_does_not_clip_and_a_norm_that_is_not_finite_is_told():
+def test_zero_does_not_clip_and_a_norm_that_is_not_finite_is_reported():
     parameters = with_gradients(torch.tensor([300.0, 400.0]))
     assert clip_gradients([p.grad for p in parameters], 0.0).item() == 500.0
     assert parameters[0].grad.tolist() == [300.0, 400.0]

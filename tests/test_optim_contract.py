@@ -187,7 +187,7 @@ def test_the_planner_counts_the_bytes_that_a_real_step_keeps(words, recipe):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (
             ("--parallelism.tensor_parallel_degree", "2"),
@@ -211,11 +211,11 @@ def test_the_planner_counts_the_bytes_that_a_real_step_keeps(words, recipe):
         ),
     ],
 )
-def test_a_plan_without_a_test_is_refused(words, told, recipe):
+def test_a_plan_without_a_test_is_refused(words, message, recipe):
     OPTIMIZERS["Muon"] = Muon
     with pytest.raises(SettingsError) as error:
         compose(recipe, "--optimizer.name", "Muon", *words, processes=2)
-    assert told in str(error.value)
+    assert message in str(error.value)
     compose(recipe, "--optimizer.name", "AdamW", *words, processes=2)
     with_replicas = ("--parallelism.data_parallel_replicate_degree", "2")
     compose(recipe, "--optimizer.name", "Muon", *with_replicas, processes=2)
@@ -321,7 +321,7 @@ def test_state_of_another_shape_is_written_by_one_process(monkeypatch, tiny_mode
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (
             ("--optimizer.name", "AdamX"),
@@ -334,14 +334,14 @@ def test_state_of_another_shape_is_written_by_one_process(monkeypatch, tiny_mode
         ),
     ],
 )
-def test_what_is_wrong_with_a_setting_is_said(words, told, recipe):
+def test_what_is_wrong_with_a_setting_is_said(words, message, recipe):
     with pytest.raises(SettingsError) as error:
         compose(recipe, *words)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (("momentum",), "'momentum' must be written as name=value"),
         (("momentun=0.9",), "(did you mean 'momentum'?); its options: momentum, iterations"),
@@ -350,15 +350,15 @@ def test_what_is_wrong_with_a_setting_is_said(words, told, recipe):
         (("momentum=0.5", "momentum=0.6"), "is the second value of momentum"),
     ],
 )
-def test_options_are_strict(options, told):
+def test_options_are_strict(options, message):
     OPTIMIZERS["Muon"] = Muon
     with pytest.raises(SettingsError) as error:
         rule_of(settings.Optimizer(name="Muon", options=options))
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "message"),
     [
         ("OPTIMIZERS = [1]", "OPTIMIZERS must be a table"),
         (
@@ -371,8 +371,8 @@ def test_options_are_strict(options, told):
         ),
     ],
 )
-def test_what_is_wrong_with_a_plugin_is_named(code, told, tmp_path):
+def test_what_is_wrong_with_a_plugin_is_named(code, message, tmp_path):
     (tmp_path / "mine.py").write_text(code)
     with pytest.raises(SettingsError) as error:
         plugins.load_plugins((str(tmp_path / "mine.py"),))
-    assert told in str(error.value) and "mine.py" in str(error.value)
+    assert message in str(error.value) and "mine.py" in str(error.value)

@@ -18,12 +18,16 @@ def test_a_step_tells_how_even_its_rows_were_and_how_far_filled_up():
     positions_BT = torch.cat([torch.arange(10), torch.arange(1), torch.arange(90)])[None]
     ids_BT = (positions_BT == 0).long().cumsum(1)
     documents = Documents.from_ids(ids_BT)
-    told = {}
+    message = {}
     for asked in ("contiguous", "auto"):
         context = Context(4, 0, "no group is asked", asked, "ring", softmax=True)
         ops, _ = context.share(positions_BT, documents)
-        told[asked] = context.describe()
-        assert ops.cut(positions_BT).shape[1] * 4 == 101 + told[asked]["context_filled_tokens"]
+        message[asked] = context.describe()
+        assert ops.cut(positions_BT).shape[1] * 4 == 101 + message[asked]["context_filled_tokens"]
     assert (
-        told["contiguous"]["context_balance"] > 1.6 > 1.1 > told["auto"]["context_balance"] >= 1.0
+        message["contiguous"]["context_balance"]
+        > 1.6
+        > 1.1
+        > message["auto"]["context_balance"]
+        >= 1.0
     )

@@ -24,7 +24,7 @@ def test_every_mixer_can_be_shared(mixer):
 
 
 @pytest.mark.parametrize(
-    ("cp", "tokens", "tp", "settings", "told"),
+    ("cp", "tokens", "tp", "settings", "message"),
     [
         (
             8,
@@ -45,9 +45,9 @@ def test_every_mixer_can_be_shared(mixer):
         (4, 64, 2, {"strategy": "alltoall"}, r"it has 2 \(of a tensor-parallel process\)"),
     ],
 )
-def test_what_cannot_be_shared_is_refused_with_number_and_mend(cp, tokens, tp, settings, told):
+def test_what_cannot_be_shared_is_refused_with_number_and_mend(cp, tokens, tp, settings, message):
     said = refused(on_meta(tiny_config("gla", "attention")), cp, tokens, tp, **settings)
-    assert re.search(told, said), said
+    assert re.search(message, said), said
     assert refused(on_meta(tiny_config("gla", "attention")), 1, tokens, tp, **settings) == ""
 
 

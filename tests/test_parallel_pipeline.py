@@ -415,19 +415,19 @@ def test_a_part_begins_as_the_whole_model(tiny_config):
 
 
 @pytest.mark.parametrize(
-    ("types", "changes", "schedule", "told"),
+    ("types", "changes", "schedule", "message"),
     [
         (HYBRID, {"tie_word_embeddings": True}, "DualPipeV", "embed.weight"),
         (("hgrn2",) * 4, {}, "LoopedBFS", "shared.hgrn2"),
     ],
 )
 def test_a_sharded_parameter_of_two_stages_on_one_process_is_refused(
-    types, changes, schedule, told, tiny_config
+    types, changes, schedule, message, tiny_config
 ):
     with torch.device("meta"):
         model = Model(tiny_config(*types, **changes))
     mesh = Mesh({**ALONE.degrees, "pp": 2, "dp_shard": 2})
-    with pytest.raises(SettingsError, match=told):
+    with pytest.raises(SettingsError, match=message):
         cut(model, mesh, Parallelism(pipeline_parallel_schedule=schedule), TOKENS)
 
 
@@ -452,7 +452,7 @@ def test_placement():
 
 
 @pytest.mark.parametrize(
-    ("settings", "count", "told"),
+    ("settings", "count", "message"),
     [
         ({"schedule": "1F1b"}, 4, "schedule = '1F1b' is none of GPipe, 1F1B"),
         ({"schedule": "1F1B"}, 1, "1 microbatches a step are fewer than the 2 stages"),
@@ -481,13 +481,13 @@ def test_placement():
         ({"schedule_csv": "0F0,0B0,1F0,1B0\n"}, 1, "has stages on 1 processes"),
     ],
 )
-def test_what_cannot_run_is_told_before(settings, count, told, tmp_path, tiny_config):
+def test_what_cannot_run_is_reported_before(settings, count, message, tmp_path, tiny_config):
     settings = {f"pipeline_parallel_{key}": value for key, value in settings.items()}
     if "\n" in settings.get("pipeline_parallel_schedule_csv", ""):
         (tmp_path / "order.csv").write_text(settings["pipeline_parallel_schedule_csv"])
         settings["pipeline_parallel_schedule_csv"] = str(tmp_path / "order.csv")
     reasons = list(refusals(tiny_config(*HYBRID), 2, Parallelism(**settings), count))
-    assert any(told in reason for reason in reasons), reasons
+    assert any(message in reason for reason in reasons), reasons
 
 
 @pytest.mark.parametrize(
@@ -518,7 +518,7 @@ def test_a_teacher_sees_whole_models(tiny_config):
     )
 
 
-def test_more_stages_than_layers_are_told(tiny_config):
+def test_more_stages_than_layers_are_reported(tiny_config):
     reasons = refusals(
         tiny_config(*HYBRID), 4, Parallelism(pipeline_parallel_schedule="LoopedBFS"), 8
     )

@@ -288,7 +288,7 @@ NO_MLP, NO_ATTENTION = {"mlp": "none"}, {"layer_types": ["gla", "gla"]}
 
 
 @pytest.mark.parametrize(
-    ("shape", "settings", "told"),
+    ("shape", "settings", "message"),
     [
         (NO_MLP, {"activation_checkpoint.mode": "attention+mlp"}, "have no MLP: take attention"),
         (NO_MLP, {"training.mlp_chunk_size": 8}, "have no MLP: leave it out"),
@@ -341,8 +341,8 @@ NO_MLP, NO_ATTENTION = {"mlp": "none"}, {"layer_types": ["gla", "gla"]}
         ),
     ],
 )
-def test_what_undoes_itself_is_refused(compose, shape, settings, told):
-    with pytest.raises(SettingsError, match=told):
+def test_what_undoes_itself_is_refused(compose, shape, settings, message):
+    with pytest.raises(SettingsError, match=message):
         compose(shape, **settings)
 
 
@@ -439,14 +439,14 @@ def test_numbers_are_those_of_the_whole_model_under_a_pipeline():
 
 
 @pytest.mark.parametrize(
-    ("chosen", "told"),
+    ("chosen", "message"),
     [
         ({"layers": "0,7"}, "names 7, but the model's blocks are 0 to 2"),
         ({"layers": "0", "layer_interval": "2"}, "leave one out"),
         ({"layer_interval": "9"}, "more than the model's 3 blocks"),
     ],
 )
-def test_blocks_that_are_not_there_are_refused(chosen, told, tmp_path, monkeypatch):
+def test_blocks_that_are_not_there_are_refused(chosen, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("a long fire " * 100)
     given = {f"activation_checkpoint.{key}": value for key, value in chosen.items()}
@@ -458,7 +458,7 @@ def test_blocks_that_are_not_there_are_refused(chosen, told, tmp_path, monkeypat
         "data.dataset": "text.txt",
         "activation_checkpoint.mode": "block",
     }
-    with pytest.raises(SettingsError, match=told):
+    with pytest.raises(SettingsError, match=message):
         Run.compose(None, {**words, **given})
 
 

@@ -150,8 +150,8 @@ def test_the_best_way_is_of_the_link_the_heads_and_the_room():
     )
     mixed = strategy.rank_strategies([many, few, many], inside, H100)[0]
     assert mixed.bytes > strategy.rank_strategies([many, many], inside, H100)[0].bytes
-    told = strategy.describe(strategy.rank_strategies([many], inside, cost.CPU), inside)
-    assert "8 processes" in told and "runner-up" in told and "GB held" in told
+    message = strategy.describe(strategy.rank_strategies([many], inside, cost.CPU), inside)
+    assert "8 processes" in message and "runner-up" in message and "GB held" in message
     assert "but it has 32" in strategy.refusal("alltoall", many, 64)
     assert "key/value heads" in strategy.refusal("alltoall", AttentionHeads(12, 4, 8, 8), 6)
 

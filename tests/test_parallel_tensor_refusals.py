@@ -14,7 +14,7 @@ from longfire.parallel.tensor_refusals import refusals
 
 
 @pytest.mark.parametrize(
-    ("mixer", "changes", "seq_len", "told"),
+    ("mixer", "changes", "seq_len", "message"),
     [
         (
             "attention",
@@ -45,9 +45,9 @@ from longfire.parallel.tensor_refusals import refusals
         ("rwkv7", {}, 70, "training.seq_len = 70.*sequence_parallel to false"),
     ],
 )
-def test_what_cannot_be_shared_is_refused_with_number_and_mend(mixer, changes, seq_len, told):
+def test_what_cannot_be_shared_is_refused_with_number_and_mend(mixer, changes, seq_len, message):
     said = refused(tiny_config(mixer, **changes), 4, seq_len)
-    assert re.search(told, said) and "parallelism.tensor_parallel_degree = 4" in said, said
+    assert re.search(message, said) and "parallelism.tensor_parallel_degree = 4" in said, said
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
@@ -65,15 +65,15 @@ def test_a_mixer_that_does_not_say_how_it_is_split_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("attributes", "told"),
+    ("attributes", "message"),
     [
         ({"divided": {}}, "which of its attributes count heads"),
         ({"roles": {**GLA.roles, "q_proj": "colum"}}, "known where it says colum "),
         ({"roles": {**GLA.roles, "o_proj": "column"}}, "which matrix ends it"),
     ],
 )
-def test_a_mixer_that_leaves_open_how_it_is_shared_is_refused(attributes, told, monkeypatch):
+def test_a_mixer_that_leaves_open_how_it_is_shared_is_refused(attributes, message, monkeypatch):
     for name, value in attributes.items():
         monkeypatch.setattr(GLA, name, value)
     said = refused(model_config_of("gla"), 2)
-    assert told in said and "set it to 1" in said, said
+    assert message in said and "set it to 1" in said, said

@@ -255,7 +255,7 @@ def test_the_formulas_of_time():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("--device h100", "--device = 'h100' is not one of a100-40gb"),
         ("--memory much", "--memory = 'much' is no size: write it as 80GB"),
@@ -272,20 +272,20 @@ def test_the_formulas_of_time():
         ),
     ],
 )
-def test_what_cannot_be_planned_names_key_and_mend(tmp_path, words, told, capsys):
+def test_what_cannot_be_planned_names_key_and_mend(tmp_path, words, message, capsys):
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
     assert (
         entry.main(["plan", "--model.config", str(tmp_path / "config.json"), *words.split()]) == 2
     )
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_the_help_names_every_device(capsys):
     with pytest.raises(SystemExit):
         entry.main(["plan", "--help"])
-    told = " ".join(capsys.readouterr().out.split())
+    message = " ".join(capsys.readouterr().out.split())
     for name in cost.DEVICES:
-        assert name in told
+        assert name in message
     page = (Path(__file__).parents[1] / "docs/planning.md").read_text()
     assert re.findall(r"`(\w+-\w+)`", page.split("Devices:")[1].split(";")[0]) == list(cost.DEVICES)
 

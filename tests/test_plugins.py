@@ -168,7 +168,7 @@ MIXERS = {"unlike": Unlike}
 """
 
 
-def test_a_mixer_of_an_earlier_version_is_told_what_to_write_now(tmp_path, forget_plugins):
+def test_a_mixer_of_an_earlier_version_names_what_to_write_now(tmp_path, forget_plugins):
     (tmp_path / "mine.py").write_text(OLD)
     with pytest.raises(SettingsError, match=r"mine.py:12: self.recur .* call seq.ops.recurrence"):
         load_plugins((str(tmp_path / "mine.py"),))

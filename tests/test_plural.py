@@ -6,7 +6,7 @@ from longfire.plural import counted
 
 
 @pytest.mark.parametrize(
-    "number, told", [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (1234, "1,234 steps")]
+    "number, message", [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (1234, "1,234 steps")]
 )
-def test_one_is_no_plural(number, told):
-    assert counted(number, "step") == told
+def test_one_is_no_plural(number, message):
+    assert counted(number, "step") == message

@@ -126,9 +126,9 @@ def test_a_change_of_length_resumes_to_the_bit_and_counts_the_same_tokens(tmp_pa
         parts = trained(
             folder, "parts", training__seq_len_schedule=SCHEDULE, training__steps=str(steps)
         )
-    told = ("step", "loss", "grad_norm", "lr", "tokens", "eval/text.jsonl/loss")
+    message = ("step", "loss", "grad_norm", "lr", "tokens", "eval/text.jsonl/loss")
     steps_of = [
-        [{key: r[key] for key in told if key in r} for r in records if "loss" in r]
+        [{key: r[key] for key in message if key in r} for r in records if "loss" in r]
         for records in (straight, parts)
     ]
     assert steps_of[0] == steps_of[1] and len(steps_of[0]) == 7

@@ -122,7 +122,7 @@ def test_a_run_counted_in_tokens_has_them_all_with_another_batch_size_too(tiny_m
     assert timing.last_step(half, state) == 193, "it has ended"
 
 
-def test_other_data_are_told_when_a_run_goes_on(tmp_path):
+def test_other_data_are_reported_when_a_run_goes_on(tmp_path):
     run, notes = composed(job__dump_folder=str(tmp_path)), []
 
     def kept(**stores: str) -> list[str]:

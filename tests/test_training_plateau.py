@@ -149,7 +149,7 @@ def test_a_rate_that_was_lowered_after_the_last_step_is_no_jump(folder, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("--eval.interval", "0"), "eval.interval = 0 measures none during training"),
         (("--data.validation_fraction", "0"), "data.validation_fraction = 0 keeps no text"),
@@ -160,9 +160,9 @@ def test_a_rate_that_was_lowered_after_the_last_step_is_no_jump(folder, monkeypa
         ),
     ],
 )
-def test_what_has_no_meaning_is_refused(folder, capsys, words, told):
+def test_what_has_no_meaning_is_refused(folder, capsys, words, message):
     assert main(["train", "recipe.toml", *words]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def counted(rank: int) -> Plateau:

@@ -90,7 +90,7 @@ def test_gradient_norms_that_are_all_zero_are_drawn_without_a_warning(tmp_path):
     html([folder], folder / "report.html")
 
 
-def test_a_matplotlib_that_is_broken_is_told(tmp_path, monkeypatch):
+def test_a_matplotlib_that_is_broken_is_reported(tmp_path, monkeypatch):
     folder = run_folder(tmp_path, "undrawn")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(
@@ -100,13 +100,13 @@ def test_a_matplotlib_that_is_broken_is_told(tmp_path, monkeypatch):
         html([folder], folder / "report.html")
 
 
-def test_a_damaged_line_is_told_and_the_rest_is_drawn(tmp_path):
-    folder, told = run_folder(tmp_path, "damaged"), []
+def test_a_damaged_line_is_reported_and_the_rest_is_drawn(tmp_path):
+    folder, message = run_folder(tmp_path, "damaged"), []
     with (folder / "metrics.jsonl").open("ab") as file:
         file.write(b"\xff\x00\n")
-    with logged_to(told):
+    with logged_to(message):
         html([folder], folder / "report.html")
-    assert len(told) == 1 and "1 line cannot be read" in told[0]
+    assert len(message) == 1 and "1 line cannot be read" in message[0]
 
 
 def test_a_page_of_one_run(tmp_path):
@@ -149,7 +149,7 @@ def test_the_same_records_give_the_same_page(tmp_path):
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
-def test_runs_of_one_name_are_told_apart_by_their_path(tmp_path):
+def test_runs_of_one_name_are_distinguished_by_their_path(tmp_path):
     (tmp_path / "x").mkdir(), (tmp_path / "y").mkdir()
     names = [
         story.name

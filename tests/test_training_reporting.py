@@ -104,7 +104,7 @@ def test_the_last_records_come_first_without_reading_the_rest(tmp_path, monkeypa
         ] == list(range(40, 0, -1))
 
 
-def test_a_tracker_that_is_broken_is_told(tmp_path, monkeypatch):
+def test_a_tracker_that_is_broken_is_reported(tmp_path, monkeypatch):
     """Installed, but something that it needs is not."""
     for package, key in (
         ("wandb", "enable_wandb"),
@@ -165,7 +165,7 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
     assert records(tmp_path)[0]["loss"] is None and records(tmp_path)[0]["grad_norm"] is None
 
 
-def test_what_a_killed_run_told_is_on_disk(tmp_path):
+def test_what_a_killed_run_reported_is_on_disk(tmp_path):
     """Every record is readable while the run goes on: nothing waits in a buffer."""
     with Report(tmp_path, settings.Metrics(), 10) as opened:
         opened.record(1, STEP)
@@ -220,7 +220,7 @@ def test_the_console_shows_an_end_as_soon_as_there_is_one(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "seconds, told",
+    "seconds, message",
     [
         (0, "0 s"),
         (59.6, "1 min 0 s"),
@@ -229,8 +229,8 @@ def test_the_console_shows_an_end_as_soon_as_there_is_one(tmp_path, capsys):
         (2 * 86400 + 7200, "2 d 2 h"),
     ],
 )
-def test_durations(seconds, told):
-    assert duration(seconds) == told
+def test_durations(seconds, message):
+    assert duration(seconds) == message
 
 
 def test_tensorboard_has_every_number_and_hides_what_was_cut(tmp_path):
@@ -253,7 +253,7 @@ def test_tensorboard_has_every_number_and_hides_what_was_cut(tmp_path):
 @pytest.mark.parametrize(
     "package, key", [("wandb", "enable_wandb"), ("tensorboard", "enable_tensorboard")]
 )
-def test_a_tracker_that_is_not_installed_is_told_before_anything_starts(
+def test_a_tracker_that_is_not_installed_is_reported_before_anything_starts(
     tmp_path, monkeypatch, package, key
 ):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else types)
@@ -307,6 +307,6 @@ def test_wandb_gets_settings_and_records_and_a_resumed_run_is_the_same_run(tmp_p
 def test_the_environment_is_written_and_a_resumed_run_keeps_the_earlier_one(tmp_path):
     write_steps(tmp_path, 1, 3)
     write_steps(tmp_path, 3, 4)
-    told = json.loads((tmp_path / "environment.json").read_text())
-    assert told["start_step"] == 2 and [e["start_step"] for e in told["earlier"]] == [0]
-    assert told["versions"]["torch"] and told["python"] and told["cpu_cores"] >= 1
+    message = json.loads((tmp_path / "environment.json").read_text())
+    assert message["start_step"] == 2 and [e["start_step"] for e in message["earlier"]] == [0]
+    assert message["versions"]["torch"] and message["python"] and message["cpu_cores"] >= 1

@@ -243,7 +243,7 @@ def test_text_without_any_label_is_refused(folder, capsys):
     train(capsys, training__steps=2, **{**alone, "data__varlen": "false"})
 
 
-def test_held_out_text_without_any_label_is_told(folder, capsys):
+def test_held_out_text_without_any_label_is_reported(folder, capsys):
     said = train(
         capsys,
         training__steps=1,

@@ -45,14 +45,14 @@ def test_random_rows_lie_in_documents(compose, monkeypatch):
 
 
 def test_the_numbers_add_up(compose):
-    told = []
-    with logged_to(told):
+    message = []
+    with logged_to(message):
         result = bench(
             compose(**{"tokenizer.path": "train", "tokenizer.train_vocab_size": "300"}), steps=3
         )
     assert result["tokens_per_second"] == pytest.approx(64 / result["seconds"])
     assert 0 < result["mfu"] < 1
-    text = "\n".join(told)
+    text = "\n".join(message)
     for part in (
         "tokens/s, the median of 3 steps",
         "forward",

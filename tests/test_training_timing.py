@@ -78,7 +78,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 def trained(
     name: str, clock: Callable[[], float], recipe: Path | None = None, **changes: str
 ) -> list[str]:
-    """Train into the folder `name`; what was told."""
+    """Train into the folder `name`; what was reported."""
     notes: list[str] = []
     given = {} if recipe else SETTINGS
     given = (
@@ -349,7 +349,7 @@ def test_a_run_that_streams_its_data_has_a_budget_and_validation_text(folder, ca
 
 @pytest.mark.slow
 def test_a_budget_with_a_smaller_batch_later_and_tokens_as_the_bound(folder, capsys):
-    """A run that goes on with another batch size: no jump is told where there is none."""
+    """A run that goes on with another batch size: no jump is reported where there is none."""
     trained("run", Ticks(), training__tokens="2000", checkpoint__interval="20", training__steps="7")
     for later in [
         path for path in Path("run/checkpoints").glob("step-*") if path.name != "step-40"

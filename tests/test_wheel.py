@@ -83,8 +83,8 @@ def test_the_commands_of_an_installed_longfire_from_an_empty_folder(installed, t
     assert (tmp_path / "recipe.toml").is_file()
     plan = ["plan", "quickstart", "--gpus", "8", "--device", "h100-80gb"]
     assert "GiB" in run([longfire, *plan], tmp_path)
-    told = run([longfire, "train", "quickstart", *SMALL.split()], tmp_path)
-    assert str(installed.parent) in told, "the recipe and its model lie in the environment"
+    message = run([longfire, "train", "quickstart", *SMALL.split()], tmp_path)
+    assert str(installed.parent) in message, "the recipe and its model lie in the environment"
     assert (tmp_path / "runs/quickstart/checkpoints/step-2").is_dir()
     model = "import longfire; print(type(longfire.build('llama-debug')).__name__)"
     assert run([installed / "python", "-c", model], tmp_path) == "Model\n"

@@ -30,18 +30,18 @@ def compose(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "converted/gla-7b").mkdir(parents=True)
     (tmp_path / "HuggingFaceTB/SmolLM2-135M-Instruct").mkdir(parents=True)  # else from the hub
-    told = []
-    with logged_to(told):
+    message = []
+    with logged_to(message):
         return lambda path: (
             Run.compose(path, {}, world=World(PROCESSES.get(path.stem, 1))),
-            told,
+            message,
         )
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)
 def test_it_can_be_trained(path, compose):
-    run, told = compose(path)
-    assert not told, "a recipe of ours uses today's spellings"
+    run, message = compose(path)
+    assert not message, "a recipe of ours uses today's spellings"
     assert Path(run.model.config).parent == FOLDER / "models"
     assert run.job.dump_folder == f"runs/{path.stem}"
     assert run.accumulation * run.training.batch_size * run.data_processes == run.sequences_per_step

@@ -1,4 +1,4 @@
-"""Promise 11: every fast op equals its reference implementation forward and backward; which form runs, and why, is told once; no
+"""Promise 11: every fast op equals its reference implementation forward and backward; which form runs, and why, is reported once; no
 fallback is silent. The cases are those of `longfire doctor`, which a user runs on his own machine."""
 
 import inspect
@@ -83,14 +83,14 @@ def test_the_whole_model_is_the_same_with_slow_kernels(tiny_config):
         ).abs().max() <= 1e-4 * gradient.abs().max().clamp_min(1e-6), name
 
 
-def test_the_choice_and_its_reason_are_told_once(tmp_path):
+def test_the_choice_and_its_reason_are_reported_once(tmp_path):
     notes: list[str] = []
     with logged_to(notes):
         run = Run.compose(RECIPE, {"job.dump_folder": str(tmp_path), "model.kernels": "reference"})
         make_state(run, run.known_model_config.with_vocabulary(300), CPU)
-    told = [note for note in notes if note.startswith("kernels")]
-    assert len(told) == 1
-    assert told[0] == f"kernels: {', '.join(OPS)}: reference (model.kernels = reference)"
+    message = [note for note in notes if note.startswith("kernels")]
+    assert len(message) == 1
+    assert message[0] == f"kernels: {', '.join(OPS)}: reference (model.kernels = reference)"
 
 
 def test_a_chosen_kernel_that_is_not_there_raises(monkeypatch):

@@ -96,9 +96,9 @@ def test_an_unknown_key_stops_the_command_before_anything_is_touched(folder, whe
     else:
         code = main(["train", "x.toml", "--training.batchsize", "3"])
     assert code == 2
-    told = capsys.readouterr().err
-    assert "training.batchsize" in told and "did you mean 'training.batch_size'" in told
-    assert ("x.toml" if where == "recipe" else "command line") in told
+    message = capsys.readouterr().err
+    assert "training.batchsize" in message and "did you mean 'training.batch_size'" in message
+    assert ("x.toml" if where == "recipe" else "command line") in message
     assert {path.name for path in folder.iterdir()} == {"x.toml", "shape.json"}, (
         "nothing was written"
     )

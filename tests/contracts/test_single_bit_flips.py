@@ -161,7 +161,7 @@ def exported(tmp_path_factory) -> Path:
 
 
 def test_in_an_export(exported, tmp_path):
-    """Also in the model card, which is told and no error."""
+    """Also in the model card, which is a warning and no error."""
     folder = tmp_path / "hf"
     shutil.copytree(exported, folder)
     said: list[str] = []

@@ -331,12 +331,12 @@ def test_a_run_of_every_kind_ends_and_is_read_by_one_process(folder, words):
     assert ("export: reloaded and compared" in ended.said[0]) == ("--checkpoint.export" in words)
 
 
-def test_a_step_that_is_not_there_is_told_once(folder):
+def test_a_step_that_is_not_there_is_reported_once(folder):
     ended = Running(folder, 2, "--checkpoint.load_step", "99").end(SOON_SECONDS)
     assert ended.codes == [4, 4] and "no such checkpoint" in ended.said[0] and not ended.said[1]
 
 
-def test_wrong_settings_are_told_once(folder):
+def test_wrong_settings_are_reported_once(folder):
     ended = Running(folder, 2, "--parallelism.tensor_parallel_degree", "3").end(SOON_SECONDS)
     assert (
         ended.codes == [2, 2]
@@ -346,7 +346,7 @@ def test_wrong_settings_are_told_once(folder):
 
 
 @pytest.mark.slow
-def test_two_runs_in_one_folder_are_told_once(folder):
+def test_two_runs_in_one_folder_are_reported_once(folder):
     running = begun(folder, "--training.steps", "1000")
     second = folder / "second"
     second.mkdir()
