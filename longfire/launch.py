@@ -218,15 +218,20 @@ class EndingSignal:
 
     def __init__(self) -> None:
         self.number: signal.Signals | None = None
+        self.was_dropped = False  # the exception of the signal, by Python
         self.again: threading.Timer | None = None
 
-    def terminate(self, number: int, _: FrameType | None) -> NoReturn:
-        """The handler of SIGTERM."""
+    def terminate(self, number: int, _: FrameType | None) -> None:
+        """The handler of SIGTERM. A launcher sends it twice: the second one must not interrupt the
+        removal of what is half written."""
+        is_heeded = self.number is not None and not self.was_dropped
         self.number = signal.Signals(number)
-        raise Terminated
+        self.was_dropped = False
+        if not is_heeded:
+            raise Terminated
 
     def interrupt(self, number: int, _: FrameType | None) -> NoReturn:
-        """The handler of SIGINT."""
+        """The handler of SIGINT, which a user may send again to end at once."""
         self.number = signal.Signals(number)
         raise KeyboardInterrupt
 
@@ -238,6 +243,7 @@ class EndingSignal:
         ):
             sys.__unraisablehook__(unraisable)
             return
+        self.was_dropped = True
         self.again = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), self.number))
         self.again.daemon = True
         self.again.start()
@@ -452,5 +458,7 @@ def end_process(exit_code: int) -> NoReturn:
 
 def write_to_stderr(message: str) -> None:
     """To standard error, whole and at once: these messages come from signal handlers and just
-    before an exit."""
-    os.write(STDERR, f"longfire: {message}\n".encode())
+    before an exit. Nowhere if it cannot be written, since what follows matters more: its reader may
+    have got the same signal, as in `longfire train 2>&1 | tee log`."""
+    with suppress(OSError):
+        os.write(STDERR, f"longfire: {message}\n".encode())

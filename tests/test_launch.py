@@ -132,6 +132,12 @@ def test_sigterm_ends_what_has_nothing_to_save():
     assert done.returncode == 0 and done.stdout == "cleaned up\n"
 
 
+WAITS_IN_A_LIBRARY = (
+    "import ctypes; libc = ctypes.CDLL(None); lock = ctypes.create_string_buffer(64); "
+    "libc.pthread_mutex_lock(lock); libc.pthread_mutex_lock(lock)"
+)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_where_python_drops_errors_is_sent_again(number):
     done = run_python(DROPPED.format(number=int(number)))
@@ -157,9 +163,7 @@ except (Terminated, KeyboardInterrupt):
 
 def test_sigterm_ends_a_process_that_waits_in_a_library():
     """Python sees the signal when the library returns; one that waits for a lock of its own does not."""
-    body = "import ctypes; libc = ctypes.CDLL(None); lock = ctypes.create_string_buffer(64); "
-    body += "libc.pthread_mutex_lock(lock); libc.pthread_mutex_lock(lock)"
-    done = run_python(TERMINABLE.format(grace=1, body=body))
+    done = run_python(TERMINABLE.format(grace=1, body=WAITS_IN_A_LIBRARY))
     assert done.returncode == 128 + signal.SIGTERM
     assert "SIGTERM: stopped" in done.stderr
 
@@ -169,11 +173,28 @@ def test_a_second_sigterm_leaves_the_time_to_clean_up():
     body = """try:
             time.sleep(60)
         finally:
-            signal.signal(signal.SIGTERM, lambda *_: None)
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(1)"""
+            time.sleep(0.5)
+            print("removed")"""
     done = run_python(TERMINABLE.format(grace=10, body=body))
-    assert done.returncode == 0 and done.stdout == "cleaned up\n"
+    assert done.returncode == 0 and done.stdout == "removed\ncleaned up\n"
+
+
+CLOSED = """
+import os
+os.dup2(os.open(os.devnull, os.O_RDONLY), 2)  # nothing can be written to it
+"""
+
+
+def test_a_signal_is_heeded_where_no_message_can_be_written():
+    """As in `longfire train 2>&1 | tee log`, whose tee gets the signal too."""
+    body = "stop = StopRequest(); stop.__enter__(); time.sleep(2); print(stop.requested)"
+    done = run_python(CLOSED + TERMINABLE.format(grace=0.5, body=body))
+    assert done.stdout == "True\n" and done.returncode == 0
+    done = run_python(CLOSED + TERMINABLE.format(grace=0.5, body=WAITS_IN_A_LIBRARY))
+    assert done.returncode == 128 + signal.SIGTERM
+    done = run_python(CLOSED + HANG.format(init=1, train=1, body="time.sleep(60)"))
+    assert done.returncode == 5
 
 
 def test_sigterm_in_the_loop_waits_for_its_save():

@@ -151,7 +151,7 @@ def test_every_product_of_a_step_reads_the_copy():
     """With copies of zeros the blocks add nothing, so the copies are what is multiplied."""
     state = state_of(HYBRID)
     model = state.model
-    matrices = matrices_rounded(model, torch.bfloat16, without=model.head)
+    matrices = matrices_rounded(model, torch.bfloat16, without=[model.head])
     assert len(matrices) == sum(isinstance(x, Linear) for x in model.modules()) - 1
     ids_BT = torch.arange(8)[None]
     with rounded_once(matrices, torch.bfloat16):

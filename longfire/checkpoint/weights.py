@@ -132,13 +132,18 @@ def load(
     return opened.model, opened.tokenizer
 
 
-def open_model(folder: Path, step: int = -1, plugins: tuple[str, ...] = ()) -> Opened:
+def open_model(
+    folder: Path,
+    step: int = -1,
+    plugins: tuple[str, ...] = (),
+    training: settings.Training | None = None,
+) -> Opened:
     """The model in a run folder (step -1: of the newest whole checkpoint), in a folder of Hugging
     Face weights, or of a name on the hub.
 
-    On the device and in the compute type of the run; elsewhere the best that is there. plugins: the
-    user's own files that its mixers come from (they are run). Raises CheckpointError, SettingsError
-    or DataError naming what is missing.
+    On the device of `training` and in the compute type of the run. training: None for the run's
+    own, or the best device that is there. plugins: the user's own files that its mixers come from
+    (they are run). Raises CheckpointError, SettingsError or DataError naming what is missing.
     """
     if may_be_on_hub(str(folder)):
         folder = model_folder(str(folder))
@@ -148,9 +153,9 @@ def open_model(folder: Path, step: int = -1, plugins: tuple[str, ...] = ()) -> O
             "model of the hub"
         )
     if not (folder / RUN_TOML).exists():
-        return open_weights(folder, step, plugins)
+        return open_weights(folder, step, plugins, training or settings.Training())
     run = run_of(folder, plugins)
-    device, dtype = choose_place(run.training, run.model)
+    device, dtype = choose_place(training or run.training, run.model)
     checkpoints = run.folder / run.checkpoint.folder
     tokenizer = tokenizer_of(run)
     if step < 0:
@@ -167,12 +172,17 @@ def open_model(folder: Path, step: int = -1, plugins: tuple[str, ...] = ()) -> O
     return Opened(model, tokenizer, run, step)
 
 
-def open_weights(folder: Path, step: int, plugins: tuple[str, ...]) -> Opened:
+def open_weights(
+    folder: Path,
+    step: int,
+    plugins: tuple[str, ...],
+    training: settings.Training,
+) -> Opened:
     """The model in a folder of Hugging Face weights. Raises as `open_model`."""
     check_weights_folder(folder, step)
     load_plugins(plugins)
     check_checksums(folder)
-    device, dtype = choose_place(settings.Training(), settings.Model())
+    device, dtype = choose_place(training, settings.Model())
     model, tokenizer = load_model(folder, device, dtype)
     refuse_not_finite(model.state_dict(), str(folder))
     return Opened(as_model(model), tokenizer)

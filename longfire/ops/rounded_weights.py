@@ -9,7 +9,7 @@ A copy that is out of date cannot be read: it is there only while no weight may 
 optimizer, an average of the weights, a checkpoint and an evaluation come before or after it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -46,13 +46,15 @@ def pays(choice: Choice, on_cuda: bool, microbatches: int) -> bool:
 
 
 def matrices_rounded(
-    module: nn.Module, dtype: torch.dtype, without: nn.Module | None = None
+    module: nn.Module,
+    dtype: torch.dtype,
+    without: Collection[nn.Module | None] = (),
 ) -> list[Linear]:
     """The matrices of a module that a step rounds more than once. without: the head of a language
-    model, whose weight the loss rounds once a micro-batch; 8-bit products round from fp32."""
+    model, whose weight the loss rounds once a micro-batch. 8-bit products round from fp32."""
     found: list[Linear] = []
     for matrix in module.modules():
-        if not isinstance(matrix, Linear) or matrix is without:
+        if not isinstance(matrix, Linear) or matrix in without:
             continue
         if matrix.float8 is None and matrix.weight.dtype != dtype:
             found.append(matrix)
@@ -62,7 +64,10 @@ def matrices_rounded(
 @contextmanager
 def rounded_once(matrices: Sequence[Linear], dtype: torch.dtype) -> Iterator[None]:
     """Inside, these matrices multiply by copies of their weights in `dtype`, made here, with the
-    same results to the bit. No weight may change inside."""
+    same results to the bit. No weight may change inside.
+
+    Compiled code of a CPU without bf16 units multiplies weights that were not rounded, where it has
+    no copies: inductor takes rounding to bf16 and back to fp32 for nothing."""
     versions = [matrix.weight._version for matrix in matrices]
     for matrix in matrices:
         round_weight(matrix, dtype)

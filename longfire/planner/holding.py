@@ -1,7 +1,7 @@
 """What a process holds beside its parts: gathered shards, gradients on their way, what crosses the
 cuts of sequences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,8 +33,10 @@ class Group(NamedTuple):
         shards: int,
         updates: Mapping[nn.Parameter, Update],
         rounded_to: torch.dtype = torch.float32,
+        of_8_bits: Collection[nn.Module] = (),
     ) -> "Group":
-        """updates: of the parameters that learn. rounded_to: the type that matrices multiply."""
+        """updates: of the parameters that learn. rounded_to: the type that matrices multiply, but
+        for those of 8-bit products."""
         whole = 0
         shard = 0
         state = 0.0
@@ -51,7 +53,9 @@ class Group(NamedTuple):
                 temporary += here * updates[parameter].temporary_bytes
             state += here_state
             pinned += pinned_bytes(MASTER_BYTES * here) * (1 + here_state / (MASTER_BYTES * here))
-        rounded = sum(matrix.weight.numel() for matrix in matrices_rounded(module, rounded_to))
+        rounded = 0
+        for matrix in matrices_rounded(module, rounded_to, without=of_8_bits):
+            rounded += matrix.weight.numel()
         return cls(whole, shard, state, temporary, pinned, rounded)
 
 

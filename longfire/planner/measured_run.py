@@ -334,10 +334,12 @@ class MeasuredRun:
             parts: dict[int | str, nn.Module] = dict(enumerate(model.layers))
             parts.update(ends_of(model))
             updates = updates_of(model, self.rule)
+            chosen = float8_layers.choose_matrices(model, self.run.float8).chosen
+            of_8_bits = [model.get_submodule(name) for name in chosen]
             groups: dict[int | str, Group] = {}
             for name, part in parts.items():
                 rounded_to = torch.float32 if name == HEAD else getattr(torch, self.dtype)
-                groups[name] = Group.of(part, shards, updates, rounded_to)
+                groups[name] = Group.of(part, shards, updates, rounded_to, of_8_bits)
             self.groups[tp, shards] = groups
         return self.groups[tp, shards]
 

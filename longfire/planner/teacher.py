@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from longfire.checkpoint.provenance import RUN_TOML
-from longfire.config.model_config import ModelConfig
+from longfire.config.model_config import ModelConfig, layers_of_other_mixers
 from longfire.config.run import Run
 from longfire.huggingface.load import model_config_in
 from longfire.model import Model, on_meta
@@ -91,7 +91,9 @@ def teacher_cost(measured: "MeasuredRun", plan: Plan, here: int) -> TeacherCost:
     logits = 0.0
     kept = float(states)
     if measured.run.distillation.kind == "hidden":
-        kept *= 2 * len(layers)
+        of_student = measured.model.config.layer_types
+        learning = layers_of_other_mixers(of_student, teacher.config.layer_types)
+        kept *= 2 * len(learning)
     else:
         words = -(-teacher.config.vocab_size // plan.tp)
         chunk = min(rows, measured.chunk_tokens)

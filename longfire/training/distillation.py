@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from longfire.config import settings
-from longfire.config.model_config import mixer_of
+from longfire.config.model_config import layers_of_other_mixers
 from longfire.config.run import Run
 from longfire.data.batch import Batch
 from longfire.data.pack import NO_LABEL
@@ -79,8 +79,7 @@ class Distillation:
 
     def new_layers(self, student: Model) -> list[int]:
         """Layers whose mixer is another than the teacher's."""
-        pairs = zip(student.config.layer_types, self.teacher.config.layer_types)
-        return [layer for layer, pair in enumerate(pairs) if len(set(map(mixer_of, pair))) == 2]
+        return layers_of_other_mixers(student.config.layer_types, self.teacher.config.layer_types)
 
     def loss_sum(self, student: Model, batch: Batch, noise_BT: Tensor | None) -> Tensor:
         """Sum over the batch's real tokens, fp32 scalar: of relative squared errors (hidden), of

@@ -30,7 +30,7 @@ from longfire.training import lengths
 from longfire.training.compiling import compile_decision, eager_rate, sample_of
 from longfire.training.environment import multiplies_bf16
 from longfire.training.memory_check import check_memory
-from longfire.training.run_plan import note_plan, with_context_strategy
+from longfire.training.run_plan import name_of, note_plan, with_context_strategy
 from longfire.training.stages import set_rope_base
 from longfire.training.start import fresh_weights, refuse_another_batch, take_weights
 from longfire.training.step import matrices_kept_rounded
@@ -145,7 +145,9 @@ def make_state(
     )
     logger.info(f"precision: {precision}")
     if task and matrices_kept_rounded(model, run.training, run.microbatches):
-        logger.info(f"rounded weights: {dtype} once a step (training.keep_rounded_weights)")
+        logger.info(
+            f"rounded weights: {name_of(dtype)} once a step (training.keep_rounded_weights)"
+        )
     logger.info(f"kernels: {'; '.join(describe(kernels))}")
     if run.float8.enable_float8_linear:
         logger.info(f"float8: {of_8_bits.describe(run.float8)}")

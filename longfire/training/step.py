@@ -144,7 +144,7 @@ def matrices_kept_rounded(model: Model, training: Training, microbatches: int) -
     on_cuda = device_of(model).type == "cuda"
     if sharded(model) or not pays(training.keep_rounded_weights, on_cuda, microbatches):
         return []
-    return matrices_rounded(model, model.compute_dtype, without=model.head)
+    return matrices_rounded(model, model.compute_dtype, without=[model.head])
 
 
 def highest_loss(mesh: Mesh, loss: Tensor) -> Tensor | None:

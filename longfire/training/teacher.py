@@ -55,7 +55,8 @@ def open_teacher(run: Run, mesh: Mesh) -> Model:
     cannot share it."""
     folder = Path(run.distillation.teacher)
     if mesh.has_whole_parameters:
-        return open_model(folder).model.requires_grad_(False)
+        opened = open_model(folder, training=run.training)
+        return opened.model.requires_grad_(False)
     if mesh.rank() == 0 and not (folder / RUN_TOML).exists():
         check_checksums(folder)
     stored = stored_teacher(folder)

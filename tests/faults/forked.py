@@ -100,10 +100,12 @@ def become_command(
     except BaseException:
         traceback.print_exc()
     finally:
-        with suppress(BaseException):
-            sys.stdout.flush()
-            atexit._run_exitfuncs()
-        os._exit(code)
+        try:
+            with suppress(BaseException):
+                sys.stdout.flush()
+                atexit._run_exitfuncs()
+        finally:  # a signal that comes just now must not let this process go on as its parent
+            os._exit(code)
 
 
 def waited(child: int, number: int, signal_at: float, limit: float) -> int | None:

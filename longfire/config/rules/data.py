@@ -126,6 +126,12 @@ def of_start(run: RunSettings) -> Iterator[str]:
             f"distillation.teacher = {teacher!r} is no folder: name a run folder or one of "
             "Hugging Face weights"
         )
+    if teacher and Path(teacher).resolve() == Path(run.job.dump_folder).resolve():
+        yield (
+            f"distillation.teacher = {teacher!r} is the folder of the run itself "
+            "(job.dump_folder), so that each start would have another teacher: name another folder "
+            "for one of them"
+        )
 
 
 def of_best_checkpoints(run: RunSettings) -> Iterator[str]:

@@ -77,7 +77,8 @@ class Training:
         "auto",
         "round the weights of matrices to the compute type once a step, instead of in each forward "
         "and backward: the same results, for 2 bytes a number from the first forward of a step to "
-        "its last backward. Not where parameters are gathered from several processes or from the "
+        "its last backward. (Compiled code of a CPU without bf16 units does not round weights "
+        "without it.) Not where parameters are gathered from several processes or from the "
         "host. auto: on CUDA with several micro-batches a step",
     )
     loss_chunk_tokens: int = setting(
