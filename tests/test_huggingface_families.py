@@ -862,6 +862,7 @@ def test_tables_need_no_torch():
             "intermediate_size = 'wide' is none",
         ),
         ({"model_type": "samba", "hidden_ratio": "4"}, "hidden_ratio = '4' is none"),
+        ({"model_type": "samba", "hidden_ratio": 1e308}, "hidden_ratio = 1e\\+308 is none"),
         ({"model_type": "rwkv7", "attn": {"layers": [0]}}, "attn = .*attn = None only"),
         ({"model_type": "rwkv7", "hidden_act": "relu"}, "hidden_act = 'relu'.*'sqrelu' only"),
         ({"model_type": "rwkv7", "head_dim": None, "num_heads": 0}, "num_heads = 0 is none"),

@@ -129,9 +129,12 @@ def written_step_rank(settings: Settings) -> int:
 
 def width(times: object, settings: Settings) -> int | None:
     """fla's MLP where the config has its ratio only."""
-    if is_finite(times):
-        return 256 * -(-int(settings["hidden_size"] * times * 2 / 3) // 256)
-    return None
+    if not is_finite(times):
+        return None
+    size = settings["hidden_size"] * float(times) * 2 / 3
+    if not is_finite(size):
+        return None
+    return 256 * -(-int(size) // 256)
 
 
 def ratio(settings: Settings) -> float:
