@@ -4,6 +4,7 @@ import os
 import random
 import time
 
+import hypothesis
 import pytest
 import torch
 
@@ -14,6 +15,10 @@ from longfire.model import Model
 from longfire.ops import bf16, forms
 
 torch.set_num_threads(1)
+
+# How long an example takes says nothing of the code: CI's machines are busy.
+hypothesis.settings.register_profile("without_deadline", deadline=None)
+hypothesis.settings.load_profile("without_deadline")
 
 # tests/null_gpu/README.md: a stand-in for a GPU, started by `make null-gpu`
 collect_ignore = [] if "LONGFIRE_NULL_GPU" in os.environ else ["null_gpu"]

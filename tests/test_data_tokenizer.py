@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from logged import logged_to
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, trainers
-from tokenizers import Tokenizer as VocabularyShard
+from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
 
 from longfire.config import settings
@@ -93,7 +93,7 @@ PATTERNS = {  # how the families split text before they merge
 @pytest.mark.parametrize("family", [*PATTERNS, "metaspace"])
 def test_a_long_text_in_pieces_has_the_same_ids(family, library, monkeypatch):
     long = "\n".join(library)[:400_000]
-    words = VocabularyShard(models.BPE(unk_token="?"))
+    words = Backend(models.BPE(unk_token="?"))
     if family == "metaspace":  # marks the beginning of a text: no cut is allowed
         words.pre_tokenizer = pre_tokenizers.Metaspace()
         words.normalizer = normalizers.NFKC()
@@ -113,7 +113,7 @@ def test_a_long_text_in_pieces_has_the_same_ids(family, library, monkeypatch):
     assert tokens.encode_batch([long, "short"])[0] == whole
 
 
-def words_with(*special: str) -> VocabularyShard:
+def words_with(*special: str) -> Backend:
     words = bytes_tokenizer().backend
     words.add_special_tokens([AddedToken(name, special=True) for name in special])
     return words
@@ -138,7 +138,7 @@ def test_ends_are_found_by_name(tmp_path):
 
 
 def test_a_tokenizer_without_an_end_says_so(tmp_path):
-    words = VocabularyShard(models.WordLevel({"a": 0}, unk_token="a"))
+    words = Backend(models.WordLevel({"a": 0}, unk_token="a"))
     (tmp_path / "tokenizer.json").write_text(words.to_str())
     with pytest.raises(DataError, match=r"no eos token; set tokenizer\.add_eos = false"):
         loaded(tmp_path)
@@ -168,7 +168,7 @@ def test_tokenizers_that_are_none(path, message, tmp_path, monkeypatch):
 
 
 def test_more_words_than_sixteen_bits():
-    words = VocabularyShard(models.WordLevel({f"w{i}": i for i in range(70_000)}, unk_token="w0"))
+    words = Backend(models.WordLevel({f"w{i}": i for i in range(70_000)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokens = Tokenizer(words)
     assert tokens.dtype == "uint32" and tokens.encode("w69999 w1") == [69999, 1]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from logged import logged_to
-from tokenizers import Tokenizer as VocabularyShard
+from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from longfire.cli import main
@@ -129,6 +129,20 @@ def test_a_compressed_file_of_no_bytes_is_an_error(suffix, tmp_path):
     (tmp_path / f"a.txt{suffix}").write_bytes(b"")
     with pytest.raises(DataError, match="no bytes"):
         texts(tmp_path / f"a.txt{suffix}")
+
+
+def test_an_arrow_file_whose_places_lie_outside_of_it(tmp_path):
+    """Reading there would end the process with a bus error."""
+    places = np.array([0, 2, 0x7F000000, 6], np.int32)
+    buffers = [None, pa.py_buffer(places.tobytes()), pa.py_buffer(b"abcdef")]
+    column = pa.Array.from_buffers(pa.string(), 3, buffers)
+    batch = pa.RecordBatch.from_arrays([column], ["text"])
+    for name, writer_of in (("stream", pa.ipc.new_stream), ("file", pa.ipc.new_file)):
+        file = tmp_path / f"{name}.arrow"
+        with pa.OSFile(str(file), "wb") as sink, writer_of(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        with pytest.raises(DataError, match=f"{name}.arrow"):
+            texts(file)
 
 
 def test_an_arrow_stream_without_its_end_or_with_more_behind_it(tmp_path):
@@ -318,7 +332,7 @@ def test_a_source_that_changes_while_it_is_prepared(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("special", [["<eos>"], ["<eos>", "<unk>"]])
 def test_a_tokenizer_that_loses_text(special, tmp_path):
-    words = VocabularyShard(models.BPE(unk_token=special[1] if len(special) > 1 else None))
+    words = Backend(models.BPE(unk_token=special[1] if len(special) > 1 else None))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.train_from_iterator(
         ["the quick brown fox"], trainers.BpeTrainer(special_tokens=special, show_progress=False)
@@ -334,7 +348,7 @@ def test_a_tokenizer_that_loses_text(special, tmp_path):
 
 
 def test_characters_that_a_normalizer_composes_are_not_lost(tmp_path):
-    words = VocabularyShard(
+    words = Backend(
         models.BPE({"<unk>": 0, "<eos>": 1, "\ud55c": 2, "\u1ec7": 3}, [], unk_token="<unk>")
     )
     words.normalizer = normalizers.NFC()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from tokenizers import AddedToken, decoders, models, normalizers
-from tokenizers import Tokenizer as VocabularyShard
+from tokenizers import Tokenizer as Backend
 
 from longfire.config import settings as all_settings
 from longfire.data.batches import Batches
@@ -106,7 +106,7 @@ def test_bytes_of_words_add_up_to_the_text(text):
 
 
 def test_special_words_have_no_bytes_and_words_added_by_hand_their_own():
-    words = VocabularyShard.from_str(BPE.backend.to_str())
+    words = Backend.from_str(BPE.backend.to_str())
     words.add_tokens([AddedToken("<tab>", special=False)])
     tokenizer = Tokenizer(words, BPE.bos, BPE.eos, "here")
     table = token_bytes(tokenizer)
@@ -122,7 +122,7 @@ def test_words_of_sentencepiece():
         "▁": 258,
         "man": 259,
     }
-    words = VocabularyShard(models.BPE(vocabulary, [], byte_fallback=True, fuse_unk=True))
+    words = Backend(models.BPE(vocabulary, [], byte_fallback=True, fuse_unk=True))
     words.normalizer = normalizers.Replace(" ", "▁")
     words.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer as VocabularyShard
+from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from longfire.data.tokenizer import Tokenizer, bytes_tokenizer
@@ -75,7 +75,7 @@ def test_a_check_says_what_was_compared_and_what_was_not():
 
 def test_a_tokenizer_that_a_class_of_transformers_makes_anew(tmp_path):
     """GPT2Tokenizer drops the pre-tokenizer of tokenizer.json: the file is taken as it is, and the difference is reported."""
-    words = VocabularyShard(models.BPE())
+    words = Backend(models.BPE())
     words.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFound
 from logged import logged_to
 from safetensors.torch import load_file, save_file
 from test_huggingface_load import BIN, Payload, as_bin
-from tokenizers import Tokenizer as VocabularyShard
+from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
 from longfire import work_progress
@@ -254,7 +254,7 @@ def test_weights_of_fla_come_in_and_it_is_said_that_their_class_was_not_asked(tm
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "config.json").write_text(json.dumps(golden.config))
     save_file(golden.weights, tmp_path / "source" / SINGLE)
-    Tokenizer(VocabularyShard(models.BPE({chr(97 + i): i for i in range(26)}, []))).save(
+    Tokenizer(Backend(models.BPE({chr(97 + i): i for i in range(26)}, []))).save(
         tmp_path / "source"
     )
     check = import_hf(str(tmp_path / "source"), tmp_path / "run")

@@ -146,7 +146,8 @@ def test_a_signal_where_python_drops_errors_is_sent_again(number):
 
 
 DROPPED = """
-import os, time
+import os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
 from longfire.launch import Terminated, terminable
 class Dropped:
     def __del__(self):

@@ -24,9 +24,15 @@ from longfire.ops.cross_entropy import (
 pytestmark = pytest.mark.dtype
 
 W, D = 53, 7
-ALL_WORDS = VocabularyShard(
-    0, W, lambda x: x, lambda x: x
-)  # the form of many processes (tests/test_parallel_tensor.py), in one
+
+
+def as_it_is(x: Tensor) -> Tensor:
+    """What one process alone makes of a sum or a maximum over all."""
+    return x
+
+
+# The form of many processes (tests/test_parallel_tensor.py), in one
+ALL_WORDS = VocabularyShard(0, W, as_it_is, as_it_is, as_it_is, as_it_is)
 
 
 def inputs(
@@ -78,7 +84,9 @@ def test_the_likeliest_of_equal_words_is_the_first():
     """Seen by a process with words 10 to 15, of which another process has an equal one, or a better one."""
     logits_NW = torch.tensor([[0.0, 3, 3, 1, 0], [0, 3, 0, 0, 0], [0, 0, 2, 0, 0]])
     others = iter([torch.tensor([2.0, 3, 4]), torch.tensor([-W, -7, -40])])
-    vocabulary = VocabularyShard(10, W, lambda x: x, lambda x: torch.maximum(x, next(others)))
+    vocabulary = ALL_WORDS._replace(
+        first=10, total=W, take_highest=lambda x: torch.maximum(x, next(others))
+    )
     assert likeliest(logits_NW, vocabulary).tolist() == [11, 7, 40]
 
 

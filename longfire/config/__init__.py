@@ -5,6 +5,7 @@
     aliases/         the spellings of earlier frameworks -> our settings, or the reason why not
     strict.py        tables of settings, read strictly: unknown names, types, what is missing
     model_config.py  a model: its settings, checked
+    taught_layers.py which layers of a student learn from a teacher
     model_rules.py   the rules that such settings must keep
     init_rules.py    how its parameters may begin
     own_settings.py  the table of a mixer or an MLP -> its own dataclass

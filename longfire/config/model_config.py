@@ -1,7 +1,6 @@
 """The config of a model: what its config.json says, checked; free of torch, so that a wrong shape
 fails in an instant."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -39,12 +38,6 @@ def required(help: str, example: object) -> Any:
 def mixer_of(layer_type: str) -> str:
     """The mixer of an entry of layer_types: attention:local -> attention."""
     return layer_type.partition(":")[0]
-
-
-def layers_of_other_mixers(student: Sequence[str], teacher: Sequence[str]) -> list[int]:
-    """The layers whose mixer is another one than the teacher's, of the layer_types of both."""
-    pairs = enumerate(zip(student, teacher))
-    return [layer for layer, (mine, other) in pairs if mixer_of(mine) != mixer_of(other)]
 
 
 def mlp_of(mlp_layer_type: str) -> str:

@@ -60,9 +60,24 @@ def read_arrow(file: Path, record_format: RecordFormat, row: int, offset: int) -
         else:
             batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
         chosen = record_format.columns(file, reader.schema.names)
-        for number, record in records_of_rows(batches, chosen, 0, row):
+        whole_batches = (checked(batch, chosen) for batch in batches)
+        for number, record in records_of_rows(whole_batches, chosen, 0, row):
             content, problem = record_format.content_of(record)
             yield Record(number, content, problem, mapped.tell() / max(mapped.size(), 1))
+
+
+def checked(batch: pa.RecordBatch, fields: tuple[str, ...]) -> pa.RecordBatch:
+    """The same batch. Raises ArrowInvalid where a place in one of these columns lies outside of it:
+    reading there would end the process. Texts that are not UTF-8 are named later, by row."""
+    for field in fields:
+        column = batch.column(batch.schema.get_field_index(field))
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            if not is_text or "UTF8" not in str(error):
+                raise
+    return batch
 
 
 def check_stream_end(file: Path) -> None:

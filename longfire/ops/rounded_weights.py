@@ -30,9 +30,11 @@ def keep_rounded(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def round_weight(matrix: Linear, dtype: torch.dtype) -> None:
-    """Let a matrix multiply by a copy of its weight as it is now. The copy is of a buffer's type, so
-    that it is not taken for an activation (parallel/remat.py), and is no buffer of the module, which
-    checkpoints and moves to other devices would concern."""
+    """Let a matrix multiply by a copy of its weight as it is now.
+
+    The copy is of a buffer's type, so that it is not taken for an activation (parallel/remat.py),
+    and no buffer of the module, which checkpoints and moves to other devices would concern.
+    """
     copy_WD = nn.Buffer(matrix.weight.detach().to(dtype), persistent=False)
     object.__setattr__(matrix, "rounded_WD", copy_WD)
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from longfire.checkpoint.provenance import RUN_TOML
-from longfire.config.model_config import ModelConfig, layers_of_other_mixers
+from longfire.config.model_config import ModelConfig
 from longfire.config.run import Run
+from longfire.config.taught_layers import layers_of_other_mixers
 from longfire.huggingface.load import model_config_in
 from longfire.model import Model, on_meta
 from longfire.parallel.context_cost import BYTES

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from longfire.config import settings
-from longfire.config.model_config import layers_of_other_mixers
 from longfire.config.run import Run
+from longfire.config.taught_layers import layers_of_other_mixers
 from longfire.data.batch import Batch
 from longfire.data.pack import NO_LABEL
 from longfire.errors import SettingsError
