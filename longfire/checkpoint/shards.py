@@ -120,9 +120,9 @@ def read_index(files: Iterable[Path]) -> dict[str, Entry]:
     for path in files:
         refuse_irregular(path)
         with safe_open(path, "pt") as file:
-            boxes = (file.metadata() or {}).get(BOXES, "{}")
-            stored = json_of(boxes, dict[str, Box])
-            if stored and stored.keys() != set(file.keys()):
+            boxes = (file.metadata() or {}).get(BOXES)  # None: a file of whole tensors
+            stored = {} if boxes is None else json_of(boxes, dict[str, Box])
+            if boxes is not None and stored.keys() != set(file.keys()):
                 raise ValueError(f"{path}: its header names other tensors than it has")
             for key in file.keys():  # noqa: SIM118 (no dict)
                 part = file.get_slice(key)
