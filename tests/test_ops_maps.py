@@ -1,5 +1,7 @@
 """A segment's map gives the state that its op ends in, from any state before it; and two maps compose."""
 
+from functools import partial
+
 import pytest
 import recurrences as r
 import torch
@@ -104,16 +106,9 @@ def test_strong_decays_lose_nothing_in_fp32(name, decay):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "decay"), [(name, d) for name, d in CASES if "value" not in d and "one key" not in d]
-)
-@pytest.mark.parametrize("documents", [0.0, 0.05])
-def test_chunks_worked_on_once_give_the_same(name, decay, documents, monkeypatch):
-    """Outputs and gradients of `around`, whose state before the tokens is made of their own map, in several pieces (of 64 tokens)."""
-    monkeypatch.setattr("longfire.ops.fast.chunkwise.SEGMENT_NUMBERS", 1)
-    op = OPS[name][0]
-    (recurrence,) = (one for one in RECURRENCES.values() if one.op is op)
-    made = r.inputs(name, 2, T=150, K=6, V=5, decay=decay, documents=documents)
+def assert_as_map_and_op(op, at_once, made):
+    """Outputs and gradients of at_once(state_before, *inputs) are those of the map, the state that
+    `state_before` makes of it, and then the op."""
     wanted = [
         x for key, x in made.items() if isinstance(x, torch.Tensor) and key != "initial_state_BHKV"
     ]
@@ -124,38 +119,7 @@ def test_chunks_worked_on_once_give_the_same(name, decay, documents, monkeypatch
         return torch.tanh(mine(made["initial_state_BHKV"]))
 
     def once(*positional, initial_state_BHKV, **named):
-        return recurrence.on_segments(state_before, *positional, **named), None
-
-    def twice(*positional, initial_state_BHKV, **named):
-        before = state_before(recurrence.map(*positional, **named))
-        return op(*positional, initial_state_BHKV=before, **named)
-
-    found, true = r.call(once, made)[0], r.call(twice, made)[0]
-    torch.testing.assert_close(found, true, rtol=1e-10, atol=1e-12)
-    weights = torch.randn_like(true)
-    for mine, theirs in zip(*(torch.autograd.grad(o, wanted, weights) for o in (found, true))):
-        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("name", "decay"), [(name, d) for name, d in CASES if name in ("delta_rule", "dplr")]
-)
-@pytest.mark.parametrize("documents", [0.0, 0.05])
-def test_wide_values_give_the_same(name, decay, documents):
-    """Outputs and gradients of `with_wide_values`, here of our own form, beside the map and then the op."""
-    op = OPS[name][0]
-    made = r.inputs(name, 3, T=150, K=6, V=5, decay=decay, documents=documents)
-    wanted = [
-        x for key, x in made.items() if isinstance(x, torch.Tensor) and key != "initial_state_BHKV"
-    ]
-    for x in wanted:
-        x.requires_grad_()
-
-    def state_before(mine):
-        return torch.tanh(mine(made["initial_state_BHKV"]))
-
-    def once(*positional, initial_state_BHKV, **named):
-        return with_wide_values(op, state_before, *positional, **named), None
+        return at_once(state_before, *positional, **named), None
 
     def twice(*positional, initial_state_BHKV, **named):
         before = state_before(MAPS[op](*positional, **named))
@@ -166,3 +130,27 @@ def test_wide_values_give_the_same(name, decay, documents):
     weights = torch.randn_like(true)
     for mine, theirs in zip(*(torch.autograd.grad(o, wanted, weights) for o in (found, true))):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "decay"), [(name, d) for name, d in CASES if "value" not in d and "one key" not in d]
+)
+@pytest.mark.parametrize("documents", [0.0, 0.05])
+def test_chunks_worked_on_once_give_the_same(name, decay, documents, monkeypatch):
+    """Outputs and gradients of `around`, whose state before the tokens is made of their own map, in several pieces (of 64 tokens)."""
+    monkeypatch.setattr("longfire.ops.fast.chunkwise.SEGMENT_NUMBERS", 1)
+    op = OPS[name][0]
+    (recurrence,) = (one for one in RECURRENCES.values() if one.op is op)
+    made = r.inputs(name, 2, T=150, K=6, V=5, decay=decay, documents=documents)
+    assert_as_map_and_op(op, recurrence.on_segments, made)
+
+
+@pytest.mark.parametrize(
+    ("name", "decay"), [(name, d) for name, d in CASES if name in ("delta_rule", "dplr")]
+)
+@pytest.mark.parametrize("documents", [0.0, 0.05])
+def test_wide_values_give_the_same(name, decay, documents):
+    """Outputs and gradients of `with_wide_values`, here of our own form, beside the map and then the op."""
+    op = OPS[name][0]
+    made = r.inputs(name, 3, T=150, K=6, V=5, decay=decay, documents=documents)
+    assert_as_map_and_op(op, partial(with_wide_values, op), made)

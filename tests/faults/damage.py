@@ -63,6 +63,13 @@ def flip_any(folder: Path, chance: random.Random) -> None:
     flip_bytes(chance.choice(files_of(folder)), chance)
 
 
+def outside_of(folder: Path) -> Path:
+    """Somebody else's file beside a folder, which nothing may change."""
+    outside = folder.with_name(folder.name + ".outside")
+    outside.write_text("theirs\n")
+    return outside
+
+
 def put_instead(file: Path, outside: Path, chance: random.Random) -> None:
     """Put a FIFO, a link to a file outside, a device, a folder or a socket in the place of a
     file."""

@@ -18,6 +18,7 @@ from tests.faults.damage import (
     forge_json,
     odd_json,
     or_message,
+    outside_of,
     put_instead,
 )
 
@@ -87,9 +88,7 @@ def damage_checkpoint(folder: Path, chance: random.Random) -> None:
     elif way == 3:
         forge_json(folder / "manifest.json", chance)
     elif way == 4:
-        outside = folder.with_name(folder.name + ".outside")
-        outside.write_text("theirs\n")
-        put_instead(chance.choice(files_of(folder)), outside, chance)
+        put_instead(chance.choice(files_of(folder)), outside_of(folder), chance)
     else:
         extra = folder / "shard-00001-optimizer.safetensors"
         shutil.copy(folder / "shard-00000-optimizer.safetensors", extra)

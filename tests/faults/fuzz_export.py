@@ -9,7 +9,15 @@ from safetensors.torch import save_file
 
 from longfire.config.config_file import read_config
 from longfire.huggingface.weight_files import WeightFiles
-from tests.faults.damage import Kind, files_of, flip_bytes, forge_json, or_message, put_instead
+from tests.faults.damage import (
+    Kind,
+    files_of,
+    flip_bytes,
+    forge_json,
+    or_message,
+    outside_of,
+    put_instead,
+)
 
 
 def make_export(folder: Path) -> None:
@@ -23,9 +31,7 @@ def make_export(folder: Path) -> None:
 def damage_export(folder: Path, chance: random.Random) -> None:
     file = chance.choice(files_of(folder))
     if chance.random() < 0.15:
-        outside = folder.with_name(folder.name + ".outside")
-        outside.write_text("theirs\n")
-        put_instead(file, outside, chance)
+        put_instead(file, outside_of(folder), chance)
     elif file.suffix == ".json" and chance.random() < 0.5:
         forge_json(file, chance)
     else:

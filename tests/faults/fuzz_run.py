@@ -23,6 +23,7 @@ from tests.faults.damage import (
     forge_json,
     odd_json,
     or_message,
+    outside_of,
     put_instead,
 )
 
@@ -109,10 +110,8 @@ def read_recipe(folder: Path) -> None:
 
 
 def damage_untrusted(folder: Path, chance: random.Random) -> None:
-    outside = folder.with_name(folder.name + ".outside")
-    outside.write_text("theirs\n")
     names = [*(file.relative_to(folder) for file in files_of(folder)), Path("lock")]
-    put_instead(folder / chance.choice(names), outside, chance)
+    put_instead(folder / chance.choice(names), outside_of(folder), chance)
 
 
 def read_untrusted(folder: Path) -> None:

@@ -7,7 +7,7 @@ from longfire.config import settings
 from longfire.data.manifest import TRAIN
 from longfire.data.prepare import prepare
 from longfire.data.tokens import TokenStore
-from tests.faults.damage import Kind, files_of, flip_bytes, or_message, put_instead
+from tests.faults.damage import Kind, files_of, flip_bytes, or_message, outside_of, put_instead
 
 
 def make_store(folder: Path) -> None:
@@ -25,9 +25,7 @@ def make_store(folder: Path) -> None:
 def damage_store(folder: Path, chance: random.Random) -> None:
     file = chance.choice([file for file in files_of(folder) if file.stat().st_size])
     if chance.random() < 0.15:
-        outside = folder.with_name(folder.name + ".outside")
-        outside.write_text("theirs\n")
-        put_instead(file, outside, chance)
+        put_instead(file, outside_of(folder), chance)
     else:
         flip_bytes(file, chance)
 
