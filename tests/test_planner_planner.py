@@ -216,7 +216,8 @@ def test_copies_of_a_checkpoint_are_counted_on_the_host(compose):
 
 
 def test_activations_on_the_host_are_counted_there(compose):
-    """What is no longer kept on the device is kept on the host, and is copied there and back."""
+    """What is no longer kept on the device is kept on the host. A third of computing hides its way there, two thirds its way
+    back, and what is on its way is on the device too."""
     offloaded = {"activation_checkpoint.offload": True, "training.device": "auto"}
     saved = {"checkpoint.async_mode": "disabled"}
     planners = [Planner(compose(SMALL, **saved, **more), H100) for more in ({}, offloaded)]
@@ -230,7 +231,11 @@ def test_activations_on_the_host_are_counted_there(compose):
     # The device holds again what its own copy leaves behind; whole numbers and masks stay there.
     assert 0 < kept[0] - kept[1] <= there.host_bytes
     seconds = there.parts["activations to the host and back"]
-    assert seconds == pytest.approx(2 * there.host_bytes / cost.HOST_LINK)
+    one_way = there.host_bytes / cost.HOST_LINK
+    compute = there.parts["compute"]
+    waited = max(0, one_way - compute / 3) + max(0, one_way - compute * 2 / 3)
+    assert seconds == pytest.approx(waited)
+    assert seconds > 0, "a small model computes less than it copies"
 
 
 def test_the_formulas_of_time():

@@ -26,6 +26,7 @@ context_refusals.py  what of a run cannot be shared along the sequence, and why
 cost.py              how long the parts of a step take on a device, here or not
 strategy.py          which strategy is best for softmax attention
 remat.py             what a block keeps for its backward
+activation_offload.py  what waits in the host's memory
 parameter_gather.py  sharded matrices travel in the type that they are multiplied in
 apply.py             a model on its devices: tensor, pipeline, remat, compile, shard, in that order
 """

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +19,7 @@ from torch.distributed.fsdp import (
 from longfire.config.settings import ActivationCheckpoint, Attention, Float8, Parallelism
 from longfire.ops.attention_choice import local_sequence
 from longfire.parallel import context, float8_layers, pipeline, remat, tensor
+from longfire.parallel.activation_offload import ActivationOffload
 from longfire.parallel.axes import DATA, SHARDS
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.parallel.parameter_gather import gather_rounded, gathers_float8, gathers_rounded
@@ -82,8 +82,10 @@ def parallelize(
             if not remat.is_recomputed(keeping, layer):
                 here = replace(keeping, mode="none")
             remat.save_memory(block, here, mlp_chunk_size, compiled)
-    for root in roots(model) if keeping.offload else ():
-        root.saved_activations = partial(remat.kept_on, "cpu")
+    if keeping.offload:
+        offload = ActivationOffload()
+        for root in roots(model):
+            root.saved_activations = offload
     if compiled:
         for block in model.layers:
             block.compile(dynamic=False)

@@ -1,12 +1,12 @@
-"""What a block keeps for its backward: parts recomputed, MLPs in chunks of tokens, host memory.
+"""What a block keeps for its backward: parts recomputed, MLPs in chunks of tokens.
 
 A block is computed in parts (model.Block), and its `execution` says how each is called. What is
 decided here are those calls, before a block is compiled or sharded; none knows of a forward's
 inside. docs/long-context.md says what each saves and costs.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -219,40 +219,3 @@ class CompiledChunks(InChunks):
         if self.compiled is None:
             self.compiled = torch.compile(part, dynamic=False)
         return super().__call__(self.compiled, *rows_BTD)
-
-
-@contextmanager
-def kept_on(host: str) -> Iterator[None]:
-    """Inside, what autograd keeps goes to the host as soon as it is kept, and comes back when its
-    backward asks for it. Copies run in the order of the device's stream. Parameters and buffers
-    stay: they are there anyway, or gathered again; so do whole numbers and masks."""
-
-    def go(x: Tensor) -> Tensor | tuple[torch.device, Tensor]:
-        owner = x if x._base is None else x._base  # a matrix is kept as its transpose
-        expanded = any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride()))
-        is_weight = isinstance(owner, nn.Parameter | nn.Buffer)
-        if is_weight or not x.is_floating_point() or expanded:
-            return x
-        return x.device, copied(x, torch.device(host), x.is_cuda)
-
-    def come(kept: Tensor | tuple[torch.device, Tensor]) -> Tensor:
-        if isinstance(kept, Tensor):
-            return kept
-        device, x = kept
-        return copied(x, device, device.type == "cuda")
-
-    with torch.autograd.graph.saved_tensors_hooks(go, come):
-        yield
-
-
-def copied(x: Tensor, device: torch.device, by_cuda: bool) -> Tensor:
-    """x on another device with the same strides, on which compiled code relies; by CUDA: pinned on
-    the host, not waited for."""
-    there = torch.empty_strided(
-        x.shape,
-        x.stride(),
-        dtype=x.dtype,
-        device=device,
-        pin_memory=by_cuda and device.type == "cpu",
-    )
-    return there.copy_(x, non_blocking=by_cuda)

@@ -26,9 +26,10 @@ from longfire.ops.attention_choice import local_sequence
 from longfire.ops.bf16 import native_bf16
 from longfire.ops.cross_entropy import LossRules, chunk_size, fused
 from longfire.ops.pretending import pretending_cuda
+from longfire.parallel.activation_offload import ActivationOffload
 from longfire.parallel.context_cost import LayerTraffic
 from longfire.parallel.mesh import ALONE, Mesh
-from longfire.parallel.remat import kept_on, save_memory
+from longfire.parallel.remat import save_memory
 from longfire.parallel.tensor import split
 from longfire.planner.cut_sequence import CutSequence
 from longfire.planner.listener import Listener
@@ -177,10 +178,11 @@ class Meter:
             make_fake(model)
             seq = self.sequence(rows)
             model.prepare(seq)
+            offload = ActivationOffload("meta", window_bytes=0)
             for layer, block in zip(self.kinds.values(), model.layers):
                 self.keeping.apply(block, remat)
                 existing = seq.positions_BT, seq.noise_BT, list(seq.shared.values())
-                with kept_on("meta") if self.keeping.remat.offload else nullcontext():
+                with offload() if self.keeping.remat.offload else nullcontext():
                     self.known[layer, remat, rows] = traced(
                         partial(through, block, seq),
                         enters,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from longfire.parallel import cost
+from longfire.parallel.activation_offload import WINDOW_BYTES
 from longfire.planner.forecast import MIXER_AGAIN, Moment, Plan
 from longfire.planner.holding import NOTHING, FSDPMemory, Group, Shards
 from longfire.planner.measured_run import MeasuredRun
@@ -151,8 +152,8 @@ class ProcessMemory:
         return sum(MASTER_BYTES * group.shard + group.state for group in groups)
 
     def kept_of_others(self, keeps: dict[int | str, float]) -> float:
-        """The bytes that are kept for other micro-batches, and those of tokens and of what one
-        stage passes to the next."""
+        """The bytes that are kept for other micro-batches, those of tokens, of what one stage
+        passes to the next, and of what is on its way to the host's memory or back."""
         plan = self.plan
         others = cost.in_flight(self.process, plan.pp, plan.microbatches, self.schedule) - 1
         passes = 0.0
@@ -161,6 +162,7 @@ class ProcessMemory:
             passes = 2 * max(part.passed for part in self.parts.values())
         kept = others * (passes + sum(keeps.values()))
         kept += passes + LABELS * plan.batch_size * plan.microbatches * self.here
+        kept += min(WINDOW_BYTES, self.kept_on_host)
         return kept
 
     def moment(

@@ -206,7 +206,7 @@ def parts_of_step(
         "uneven rows": uneven,
         "network": network,
         "pipeline bubble": (compute + uneven + network) * idle / (1 - idle),
-        "activations to the host and back": offload_seconds(measured, plan),
+        "activations to the host and back": offload_seconds(measured, plan, compute),
         "parameters from the host": parameter_copy_seconds(measured, plan, compute),
         "optimizer": cost.optimizer_seconds(
             most_numbers(measured, plan),
@@ -216,15 +216,18 @@ def parts_of_step(
     }
 
 
-def offload_seconds(measured: MeasuredRun, plan: Plan) -> float:
-    """What blocks keep is copied to the host and back in the order of the device's stream, so that
-    nothing hides it."""
+def offload_seconds(measured: MeasuredRun, plan: Plan, compute: float) -> float:
+    """What a step waits for what blocks keep: it goes to the host beside the forward, a third of
+    `compute` seconds, and comes back beside the backward."""
     slowest = 0.0
     for process in range(plan.pp):
         names = measured.names_of(plan, process)
         here = plan.here(measured.seq_len)
         kept = sum(measured.part(plan, name, here).kept_on_host for name in names)
-        slowest = max(slowest, 2 * kept * plan.microbatches / cost.HOST_LINK)
+        seconds_one_way = kept * plan.microbatches / cost.HOST_LINK
+        waited = max(0.0, seconds_one_way - compute / 3)
+        waited += max(0.0, seconds_one_way - compute * 2 / 3)
+        slowest = max(slowest, waited)
     return slowest
 
 

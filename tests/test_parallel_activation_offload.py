@@ -1,0 +1,198 @@
+"""parallel/activation_offload.py: gradients to the bit for any window; each tensor is copied once; what is on its way is bounded."""
+
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from longfire.parallel.activation_offload import ActivationOffload, Kept, Window
+
+T, D = 32, 16
+TENSOR_BYTES = T * D * 8
+WINDOWS = {"none": 0, "two tensors": 2 * TENSOR_BYTES, "all": 2**30}
+
+
+class Projections(nn.Module):
+    """Three matrices and one input; its square is kept as a transpose."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        for name in "abc":
+            weight = torch.randn(D, D, dtype=torch.float64, generator=generator) / D**0.5
+            self.register_parameter(name, nn.Parameter(weight))
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        mixed_TD = torch.sigmoid(x_TD @ self.a) * (x_TD @ self.b)
+        return x_TD + mixed_TD @ (x_TD.T @ (x_TD @ self.c)) / T
+
+
+def model_of(layers: int = 4) -> nn.ModuleList:
+    return nn.ModuleList(Projections(seed) for seed in range(layers))
+
+
+def run_blocks(model: nn.ModuleList, x_TD: Tensor, offload: ActivationOffload | None) -> Tensor:
+    if offload is None:
+        for block in model:
+            x_TD = block(x_TD)
+        return x_TD
+    with offload():
+        return run_blocks(model, x_TD, None)
+
+
+def input_of(seed: int) -> Tensor:
+    return torch.randn(T, D, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def gradients_of(model: nn.ModuleList) -> dict[str, Tensor]:
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def same_bits(one: nn.ModuleList, other: nn.ModuleList) -> None:
+    for name, gradient in gradients_of(one).items():
+        assert gradient.equal(gradients_of(other)[name]), name
+
+
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+def test_gradients_are_the_same_to_the_bit(window: int):
+    """Several forwards before the first backward, as in a pipeline; the last one's first."""
+    plain, offloaded = model_of(), model_of()
+    offload = ActivationOffload(window_bytes=window)
+    for model, how in ((plain, None), (offloaded, offload)):
+        outputs = [run_blocks(model, input_of(seed), how) for seed in range(3)]
+        for output_TD in reversed(outputs):
+            output_TD.square().sum().backward()
+    same_bits(plain, offloaded)
+
+
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+def test_a_graph_that_is_used_twice(window: int):
+    plain, offloaded = model_of(), model_of()
+    for model, how in ((plain, None), (offloaded, ActivationOffload(window_bytes=window))):
+        loss = run_blocks(model, input_of(0), how).square().sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+    same_bits(plain, offloaded)
+
+
+def test_each_tensor_goes_once_and_comes_back_once():
+    """Three products keep the same input."""
+    offload = ActivationOffload(window_bytes=0)
+    to_host: list[tuple[int, ...]] = []
+    to_device: list[tuple[int, ...]] = []
+    copy = ActivationOffload.copy
+
+    def counted(self: ActivationOffload, x: Tensor, device: torch.device):
+        (to_device if is_backward else to_host).append(tuple(x.shape))
+        return copy(self, x, device)
+
+    is_backward = False
+    with patch.object(ActivationOffload, "copy", counted):
+        loss = run_blocks(model_of(1), input_of(0), offload).sum()
+        is_backward = True
+        loss.backward()
+    # x; its transpose; the sigmoid; x @ b; their product; x.T @ x @ c
+    kept = [(T, D), (D, T), (T, D), (T, D), (T, D), (D, D)]
+    assert sorted(to_host) == sorted(kept)
+    assert sorted(to_device) == sorted(kept)
+
+
+def test_what_is_on_its_way_is_bounded():
+    window = 3 * TENSOR_BYTES
+    offload = ActivationOffload(window_bytes=window)
+    seen: list[int] = []
+    add = Window.add
+
+    def counted(self: Window, moving: object) -> None:
+        add(self, moving)
+        seen.append(self.bytes)
+
+    with patch.object(Window, "add", counted):
+        run_blocks(model_of(), input_of(0), offload).sum().backward()
+    assert window <= max(seen) <= window + TENSOR_BYTES
+    assert offload.coming.bytes == 0
+
+
+def test_what_comes_back_has_been_asked_for_before():
+    """A block's worth ahead: no tensor is fetched when it is asked for only. The first ones have not left."""
+    offload = ActivationOffload(window_bytes=6 * TENSOR_BYTES)
+    asked: list[bool] = []
+    give_back = ActivationOffload.give_back
+
+    def seen(self: ActivationOffload, kept: object) -> Tensor:
+        if isinstance(kept, Kept):
+            asked.append(kept.moving is not None)
+        return give_back(self, kept)
+
+    with patch.object(ActivationOffload, "give_back", seen):
+        run_blocks(model_of(), input_of(0), offload).sum().backward()
+    assert all(asked) and len(asked) > 20
+
+
+def test_a_graph_that_is_dropped_leaves_nothing():
+    offload = ActivationOffload(window_bytes=2**30)
+    output_TD = run_blocks(model_of(), input_of(0), offload)
+    assert offload.leaving.bytes > 0
+    del output_TD
+    with offload():
+        pass
+    assert offload.leaving.bytes == 0 and offload.coming.bytes == 0
+
+
+def test_half_a_backward_leaves_nothing():
+    """What was fetched ahead for nodes that nobody asked for is dropped with its graph."""
+    offload = ActivationOffload(window_bytes=2**20)
+    model = model_of(3)
+    output_TD = run_blocks(model, input_of(0), offload)
+    torch.autograd.grad(output_TD.sum(), model[2].a)
+    del output_TD
+    with offload():
+        pass
+    assert offload.leaving.bytes == 0 and offload.coming.bytes == 0
+
+
+def test_a_tensor_that_is_changed_in_place_is_found():
+    """As autograd finds it where nothing is offloaded."""
+    offload = ActivationOffload(window_bytes=2**30)
+    weight = torch.ones(D, D, dtype=torch.float64, requires_grad=True)
+    x_TD = input_of(0)
+    with offload():
+        output_TD = x_TD @ weight
+    x_TD.add_(1)
+    with pytest.raises(AssertionError, match="changed in place"):
+        output_TD.sum().backward()
+
+
+def test_strides_stay_as_they_are():
+    """Compiled code relies on them."""
+    offload = ActivationOffload(window_bytes=0)
+    found: list[tuple[int, ...]] = []
+
+    class Strides(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x: Tensor, *views: Tensor) -> Tensor:
+            ctx.save_for_backward(*views)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, d_x: Tensor):
+            found.extend(view.stride() for view in ctx.saved_tensors)
+            return d_x, None, None
+
+    x_TD = input_of(0)
+    views = x_TD.T, x_TD[:, 3:9]
+    with offload():
+        output = Strides.apply(x_TD.requires_grad_(), *(view.detach() for view in views))
+    output.sum().backward()
+    assert found == [view.stride() for view in views]
+
+
+def test_weights_whole_numbers_and_expanded_tensors_stay():
+    offload = ActivationOffload(window_bytes=0)
+    model = model_of(1)
+    number = torch.ones((), dtype=torch.float64, requires_grad=True)
+    with patch.object(ActivationOffload, "copy", side_effect=AssertionError("copied")), offload():
+        (model[0].a * 2).sum()
+        number.expand(T, D).sum()
+        input_of(0).requires_grad_()[torch.arange(3)].sum()
