@@ -8,7 +8,6 @@ from unittest.mock import patch
 import torch
 import triton.runtime.autotuner as autotuner
 import triton.runtime.jit as jit
-from fla.ops.common import chunk_h
 from fla.ops.utils import index
 from torch import Tensor
 
@@ -42,7 +41,6 @@ def without_numbers() -> Iterator[Counter[str]]:
         patch.object(autotuner.Autotuner, "run", run_inner),
         patch.object(autotuner.Heuristics, "run", run_inner),
         patch.object(index, "_segmented_arange", numbered_chunks),
-        patch.object(chunk_h, "prepare_chunk_offsets", chunk_offsets),
         patch.object(torch, "isfinite", finite),
         patch.object(RoundedGather, "check_order", lambda *_: None),
     ):
@@ -55,12 +53,6 @@ def numbered_chunks(counts: Tensor) -> tuple[Tensor, Tensor]:
     if not counts.is_cuda:
         return REAL_CHUNKS(counts)
     return counts.new_zeros(CHUNKS), counts.new_zeros(CHUNKS)
-
-
-def chunk_offsets(cu_seqlens: Tensor, chunk_size: int) -> Tensor:
-    """fla's first chunk of each document, made on the CPU of the lengths, which a copy kept."""
-    chunks = cu_seqlens.cpu().diff().add(chunk_size - 1).div(chunk_size, rounding_mode="floor")
-    return torch.nn.functional.pad(chunks, (1, 0)).cumsum(-1).to(cu_seqlens.device)
 
 
 def finite(x: Tensor) -> Tensor:

@@ -27,7 +27,9 @@ scan_kernels.py      the same scan in two Triton kernels
 loss_kernels.py      softmax, loss and gradient of logits in two Triton kernels
 kernel_calls.py      which of fla's functions are called, and with what
 kernels.py           so called: fla's kernels
-custom_ops.py        their functions as operators of torch, for compiled graphs
+fla_functions.py     what has to be known of fla's autograd functions
+custom_ops.py        these as operators of torch, for compiled graphs
+known_lengths.py     lengths of documents that the host need not wait for
 kernel_memory.py     so called: what fla's kernels allocate and keep, for a planner
 triton_memory.py     what our own Triton kernels allocate and keep, for a planner
 loss_memory.py       the same of those of the loss

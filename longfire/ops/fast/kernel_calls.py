@@ -10,8 +10,8 @@ from torch import Tensor
 from longfire.ops.documents import Documents
 from longfire.ops.linear_attention import for_heads_of
 
-# (a key of custom_ops.KERNELS, inputs by fla's names, scale, initial state of each row, documents)
-# -> the output, and the last state of each row
+# (a key of fla_functions.KERNELS, inputs by fla's names, scale, initial state of each row,
+# documents) -> the output, and the last state of each row
 Run = Callable[
     [str, dict[str, Tensor], float | None, Tensor | None, Documents | None], tuple[Tensor, Tensor]
 ]

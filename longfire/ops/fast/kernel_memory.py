@@ -1,7 +1,7 @@
 """What fla's kernels (fla-core 0.6.0) allocate and keep, without numbers: for a planner's fake
 tensors, which stand for a CUDA device that is not here.
 
-Every kernel of SHAPES allocates what the one of the same name in custom_ops.KERNELS does, in the
+Every kernel of SHAPES allocates what the one of the same name in fla_functions.KERNELS does, in the
 same order, and lets it go as early; nothing is computed. So what a step holds is counted as torch's
 allocator would count it: tests/null_gpu compares both. kernel_calls.py is between these and our
 signatures, as it is for the kernels.

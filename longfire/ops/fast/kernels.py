@@ -7,12 +7,11 @@ Imported only where `choose` found fla and CUDA. No machine of the everyday test
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from longfire.ops.documents import Documents
-from longfire.ops.fast import kernel_calls
-from longfire.ops.fast.custom_ops import KERNELS
+from longfire.ops.fast import custom_ops, kernel_calls
+from longfire.ops.fast.fla_functions import KERNELS
 
 
 def run(
@@ -35,7 +34,7 @@ def run(
     lengths: tuple[Tensor | None, Tensor | None] = (None, None)
     if documents is not None:
         lengths = (documents.cu_lengths_int64, documents.cu_lengths_cpu)
-    o, last_state, *_ = torch.ops.longfire.fla(kernel, tensors, state, *lengths, scale)
+    o, last_state, *_ = custom_ops.fla(kernel, tensors, state, *lengths, scale)
     return o, last_state
 
 
