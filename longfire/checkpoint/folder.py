@@ -26,7 +26,7 @@ from longfire.disk import sync
 from longfire.errors import CheckpointError
 from longfire.own_files import json_of, problem_of, read_json
 from longfire.parallel.mesh import ALONE, Mesh
-from longfire.regular_files import open_regular, read_regular
+from longfire.regular_files import IrregularFileError, open_regular, read_regular
 from longfire.training.plateau import Plateau
 from longfire.training.schedule import Planned
 
@@ -191,17 +191,39 @@ def files_of(place: Path) -> dict[str, FileFacts]:
 
 def damage(place: Path, mesh: Mesh = ALONE) -> str | None:
     """What is wrong with a checkpoint, naming the file; None if it is complete. Collective over the
-    mesh: each process examines its share of the files."""
-    wrong: str | None = None
+    mesh: each process examines its share of the files.
+
+    Raises CheckpointError where a file that is there cannot be read: it may be whole, and an older
+    checkpoint in its place would lose what was trained since.
+    """
+    with mesh.raise_on_all_ranks():
+        wrong = damage_here(place, mesh)
+    return next(filter(None, mesh.all_gather_object(wrong)), None)
+
+
+def damage_here(place: Path, mesh: Mesh) -> str | None:
+    """The same of the files that this process examines."""
     try:
         files = list(files_of(place).items())
         for name, fact in files[mesh.rank() :: mesh.size()]:
             wrong = damage_of_file(place, name, fact)
             if wrong:
-                break
-    except (OSError, ValueError) as error:
-        wrong = f"{place} is damaged: {MANIFEST} cannot be read ({problem_of(error)})"
-    return next(filter(None, mesh.all_gather_object(wrong)), None)
+                return wrong
+    except OSError as error:
+        if may_be_whole(error):
+            raise CheckpointError(
+                f"{error.filename or place} {problem_of(error)}. The checkpoint may be whole, so "
+                f"no other is taken in its place. Try again, or move {place} to another folder"
+            ) from error
+        return f"{place} is damaged: {MANIFEST} {problem_of(error)}"
+    except ValueError as error:
+        return f"{place} is damaged: {MANIFEST} cannot be read ({problem_of(error)})"
+    return None
+
+
+def may_be_whole(error: OSError) -> bool:
+    """Whether a file is there that could not be read now, of which nothing more is known."""
+    return not isinstance(error, FileNotFoundError | NotADirectoryError | IrregularFileError)
 
 
 def damage_of_file(

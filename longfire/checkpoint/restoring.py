@@ -14,6 +14,7 @@ from longfire.checkpoint.folder import (
     damage,
     facts_of,
     index_of,
+    may_be_whole,
     recover,
     steps,
 )
@@ -47,7 +48,9 @@ def step_to_load(
     if asked < 0:
         return newest(folder, mesh)
     is_asked_again = wanted.load_step_again and not attempt
-    has_gone_back = any(was_saved_after_going_back(folder, step, asked) for step in steps(folder))
+    with mesh.raise_on_all_ranks():
+        saved_since = [was_saved_after_going_back(folder, step, asked) for step in steps(folder)]
+    has_gone_back = mesh.broadcast_object(any(saved_since))
     if is_asked_again or not has_gone_back:
         return asked
     step = newest(folder, mesh)
@@ -64,12 +67,15 @@ def was_saved_after_going_back(
     step: int,
     asked: int,
 ) -> bool:
-    """Whether the checkpoint of a step was saved after the run had gone back to step `asked`."""
+    """Whether the checkpoint of a step was saved after the run had gone back to step `asked`; not
+    if it is damaged. Raises CheckpointError if it cannot be read, and may be whole."""
     if step <= asked:
         return False
     try:
         return facts_of(folder / f"step-{step}").get("went_back_to", -1) == asked
-    except CheckpointError:
+    except CheckpointError as error:
+        if isinstance(error.__cause__, OSError) and may_be_whole(error.__cause__):
+            raise
         return False
 
 

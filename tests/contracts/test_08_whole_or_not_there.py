@@ -1,10 +1,12 @@
 """Promise 8: a checkpoint is complete or absent; a damaged one is named and the newest whole one taken; nothing in it runs code."""
 
+import errno
 import json
 import os
 import pickletools
 import shutil
 import time
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,42 @@ def test_any_damaged_file_is_named_and_the_older_checkpoint_taken(how, saved, ti
         assert any(name in line for line in said), said
         with pytest.raises(CheckpointError, match="damaged"):
             restored(damaged, tiny_model(), load_step=4)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EDQUOT, errno.ESTALE])
+@pytest.mark.parametrize("call", ["os.open", "os.stat"])
+def test_a_file_that_cannot_be_read_now_may_be_whole(call, number, saved, tiny_model, monkeypatch):
+    """An older checkpoint in its place would be trained on, and the newer one written over."""
+    before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
+    for name in files_of(saved / "step-4"):
+        with monkeypatch.context() as patched:
+            real = attrgetter(call.removeprefix("os."))(os)
+            patched.setattr(call, fails_for(real, saved / "step-4" / name, number))
+            with pytest.raises(CheckpointError, match=f"{name} cannot be read.*may be whole"):
+                restored(saved, tiny_model())
+    after = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
+    assert after == before
+    assert restored(saved, tiny_model())[0].step == 4
+
+
+def test_whether_a_run_has_gone_back_is_not_guessed(saved, tiny_model, monkeypatch):
+    """One that cannot be read may be what the run has saved since."""
+    fails = fails_for(os.open, saved / "step-4" / "state.json", errno.EACCES)
+    monkeypatch.setattr("os.open", fails)
+    with pytest.raises(CheckpointError, match="state.json: cannot be read: Permission denied"):
+        restored(saved, tiny_model(), load_step=2)
+    assert steps(saved) == [2, 4]
+
+
+def fails_for(real, file: Path, number: int):
+    """The same call, which fails for one file."""
+
+    def call(place, *arguments, **options):
+        if isinstance(place, Path) and place == file:
+            raise OSError(number, os.strerror(number), str(place))
+        return real(place, *arguments, **options)
+
+    return call
 
 
 def test_only_damaged_ones_is_an_error_not_a_new_start(saved, tiny_model):
