@@ -63,7 +63,9 @@ def test_work_and_waits_are_counted():
 
 def test_the_constraints_have_the_triton_that_torch_asks_for():
     """One set of versions for CPUs and GPUs: a CUDA build of torch names its triton exactly."""
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    if f"torch=={torch.__version__.split('+')[0]}\n" not in constraints:
+        pytest.skip("another torch than that of the constraints")
     asked = [line for line in requires("torch") or [] if re.match(r"triton[ =<>]", line)]
-    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    (pin,) = [line for line in pins if line.startswith("triton==")]
+    (pin,) = [line for line in constraints.splitlines() if line.startswith("triton==")]
     assert [line.split(";")[0].strip() for line in asked] == [pin]
