@@ -7,17 +7,15 @@ The only reader and writer of os.environ: everything else is a setting.
 import atexit
 import faulthandler
 import os
-import select
 import shutil
 import signal
 import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from types import FrameType
 from typing import Literal, NoReturn
@@ -40,8 +38,6 @@ LauncherWord = Literal[
     "processes of this machine", "machines", "number of this machine", "meeting point"
 ]
 STDERR = 2  # the file descriptor: it needs no Python object that a hang might hold
-TERM_SECONDS = 3  # that a library may take to return after SIGTERM
-AGAIN_SECONDS = 0.05  # after which a signal is sent again that came where Python drops errors
 GRACE_SECONDS = 15  # after which the hang is taken to hold the interpreter itself
 
 
@@ -206,119 +202,6 @@ def cxx_compiler() -> str | None:
             os.environ.setdefault("CXX", found)
             return found
     return None
-
-
-class Terminated(BaseException):
-    """SIGTERM where nothing has to be saved first. Not an Exception: it ends the process."""
-
-
-class EndingSignal:
-    """The signal that ends a command, None before one arrives. It is noted because a library may
-    put an error of its own in the place of the exception that the signal has raised."""
-
-    def __init__(self) -> None:
-        self.number: signal.Signals | None = None
-        self.was_dropped = False  # the exception of the signal, by Python
-        self.again: threading.Timer | None = None
-
-    def terminate(self, number: int, _: FrameType | None) -> None:
-        """The handler of SIGTERM. A launcher sends it twice: the second one must not interrupt the
-        removal of what is half written."""
-        is_heeded = self.number is not None and not self.was_dropped
-        self.number = signal.Signals(number)
-        self.was_dropped = False
-        if not is_heeded:
-            raise Terminated
-
-    def interrupt(self, number: int, _: FrameType | None) -> NoReturn:
-        """The handler of SIGINT, which a user may send again to end at once."""
-        self.number = signal.Signals(number)
-        raise KeyboardInterrupt
-
-    def send_again(self, unraisable: "sys.UnraisableHookArgs") -> None:
-        """The hook (sys.unraisablehook) for errors that Python drops, as in a `__del__`: a signal
-        that came there is sent once more, and ends the command a moment later."""
-        if self.number is None or not issubclass(
-            unraisable.exc_type, Terminated | KeyboardInterrupt
-        ):
-            sys.__unraisablehook__(unraisable)
-            return
-        self.was_dropped = True
-        self.again = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), self.number))
-        self.again.daemon = True
-        self.again.start()
-
-    def cancel(self) -> None:
-        """Nothing is sent any more."""
-        if self.again:
-            self.again.cancel()
-
-
-@contextmanager
-def terminable(
-    ending: EndingSignal | None = None,
-    grace_seconds: float = TERM_SECONDS,
-) -> Iterator[None]:
-    """SIGTERM raises Terminated inside, so that what is half written is removed on the way out, and
-    SIGINT KeyboardInterrupt, unless it is ignored. Which came is noted in `ending`.
-
-    Python handles a signal between two of its own operations. Where a library does not return for
-    grace_seconds (it trains a tokenizer, or waits for other processes), a thread ends the process.
-    In a thread other than the main one nothing is caught.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    ending = ending or EndingSignal()
-    before = signal.signal(signal.SIGTERM, ending.terminate)
-    interrupt_before = signal.getsignal(signal.SIGINT)
-    if interrupt_before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, ending.interrupt)
-    hook_before = sys.unraisablehook
-    sys.unraisablehook = ending.send_again
-    woken_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    thread = threading.Thread(
-        target=end_after_a_signal, args=(reader, grace_seconds), name="sigterm", daemon=True
-    )
-    thread.start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(woken_before)
-        signal.signal(signal.SIGTERM, before)
-        signal.signal(signal.SIGINT, interrupt_before)
-        sys.unraisablehook = hook_before
-        ending.cancel()
-        os.close(writer)  # which ends the thread
-        thread.join()
-
-
-def end_after_a_signal(reader: int, grace_seconds: float) -> None:
-    """Wait for SIGTERM, then for grace_seconds, and end the process; return when the pipe ends
-    before."""
-    with open(reader, "rb", buffering=0) as pipe:
-        while number := pipe.read(1):
-            if number[0] != signal.SIGTERM:
-                continue
-            if ends_within(pipe, grace_seconds):
-                return
-            write_to_stderr("SIGTERM: stopped; what is whole on disk stays")
-            os._exit(128 + signal.SIGTERM)
-
-
-def ends_within(pipe: FileIO, seconds: float) -> bool:
-    """Whether a pipe ends in time. Signals that come meanwhile change nothing: launchers send
-    SIGTERM twice."""
-    until = time.monotonic() + seconds
-    while True:
-        left = max(0.0, until - time.monotonic())
-        has_more, _, _ = select.select([pipe], [], [], left)
-        if not has_more:
-            return False
-        if not pipe.read(1):
-            return True
 
 
 class StopRequest:

@@ -20,8 +20,8 @@ from longfire.cli.old_words import systems
 from longfire.config import recipe
 from longfire.config.aliases import SYSTEMS
 from longfire.config.options import Sampling
+from longfire.ending_signals import Terminated
 from longfire.errors import CheckpointError, MachineError
-from longfire.launch import Terminated
 
 ROOT = Path(__file__).parents[1]
 

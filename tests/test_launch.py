@@ -117,7 +117,8 @@ def test_a_second_sigterm_changes_nothing():
 
 TERMINABLE = """
 import os, signal, threading, time
-from longfire.launch import StopRequest, Terminated, terminable
+from longfire.ending_signals import Terminated, terminable
+from longfire.launch import StopRequest
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
 try:
     with terminable(grace_seconds={grace}):
@@ -127,58 +128,10 @@ except Terminated:
 """
 
 
-def test_sigterm_ends_what_has_nothing_to_save():
-    done = run_python(TERMINABLE.format(grace=10, body="time.sleep(60)"))
-    assert done.returncode == 0 and done.stdout == "cleaned up\n"
-
-
 WAITS_IN_A_LIBRARY = (
     "import ctypes; libc = ctypes.CDLL(None); lock = ctypes.create_string_buffer(64); "
     "libc.pthread_mutex_lock(lock); libc.pthread_mutex_lock(lock)"
 )
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_where_python_drops_errors_is_sent_again(number):
-    done = run_python(DROPPED.format(number=int(number)))
-    assert done.stdout == "ended\n" and done.returncode == 0
-    assert not done.stderr
-
-
-DROPPED = """
-import os, signal, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
-from longfire.launch import Terminated, terminable
-class Dropped:
-    def __del__(self):
-        os.kill(os.getpid(), {number})
-        time.sleep(1)  # in which the handler raises
-try:
-    with terminable():
-        Dropped()
-        time.sleep(15)
-except (Terminated, KeyboardInterrupt):
-    print("ended")
-"""
-
-
-def test_sigterm_ends_a_process_that_waits_in_a_library():
-    """Python sees the signal when the library returns; one that waits for a lock of its own does not."""
-    done = run_python(TERMINABLE.format(grace=1, body=WAITS_IN_A_LIBRARY))
-    assert done.returncode == 128 + signal.SIGTERM
-    assert "SIGTERM: stopped" in done.stderr
-
-
-def test_a_second_sigterm_leaves_the_time_to_clean_up():
-    """Launchers send it to the group of processes, and to each."""
-    body = """try:
-            time.sleep(60)
-        finally:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.5)
-            print("removed")"""
-    done = run_python(TERMINABLE.format(grace=10, body=body))
-    assert done.returncode == 0 and done.stdout == "removed\ncleaned up\n"
 
 
 CLOSED = """

@@ -16,8 +16,9 @@ from longfire.cli.arguments import summary_of
 from longfire.cli.commands import COMMANDS, GROUPS, Command
 from longfire.cli.failures import failure_of
 from longfire.config.values import nearest
+from longfire.ending_signals import EndingSignal, Terminated, terminable
 from longfire.errors import SettingsError, UserError
-from longfire.launch import EndingSignal, Terminated, end_process, is_another_process, terminable
+from longfire.launch import end_process, is_another_process
 from longfire.messages import show_messages, visible
 
 STDOUT, STDERR = 1, 2  # the file descriptors

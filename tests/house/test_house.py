@@ -36,6 +36,7 @@ FLOORS = [
         "training.slowness",
         "training.environment",
         "launch",
+        "ending_signals",
         "disk",
         "ops",
         "doctor.op_cases",
@@ -380,6 +381,7 @@ def test_only_ops_know_kernel_libraries(file):
 
 OF_AN_EXTRA = (
     "ops/fast/custom_ops.py",
+    "ops/fast/fla_functions.py",
     "ops/fast/slot_kernels.py",
     "ops/fast/kernels.py",
     "ops/fast/attention_kernels.py",
@@ -443,7 +445,7 @@ OPENERS = {
     "gpu_check/processes": "its own files",
     "gpu_check/short_run": "its own files",
     "images/decoding": "bytes in memory",
-    "launch": "a descriptor",
+    "ending_signals": "descriptors",
     "training/code_snapshot": "files of the package, without following links",
     "training/environment": "/proc",
     "training/memory_check": "/sys",
@@ -471,6 +473,7 @@ LIGHT = [
     "auto_classes",
     "public",
     "errors",
+    "ending_signals",
     "launch",
     "cli/*",
     "config/**/*",
