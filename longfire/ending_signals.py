@@ -4,7 +4,8 @@ way out.
 Python runs a signal's handler between two of its own operations, wherever those are. There are
 places where an exception is lost or does harm: Python drops it in a `__del__`, and torch ends the
 process where its C++ code has called Python and takes no exception (torch 2.13: the search for the
-rule of an operator under a mode). There the signal is sent once more a moment later.
+rule of an operator under a mode). Then the exception waits until torch has returned to code of
+ours, and what Python dropped is sent once more.
 """
 
 import os
@@ -40,7 +41,8 @@ class EndingSignal:
     def __init__(self) -> None:
         self.number: signal.Signals | None = None
         self.is_raised = False  # its exception, which Python has not dropped
-        self.came_at: float | None = None  # where it was not raised at once
+        self.came_at: float | None = None  # while it waits for torch to return
+        self.is_traced = False  # the frame to which torch returns
         self.is_over = False
         self.again = -1  # the descriptor that takes what is to be sent again
 
@@ -56,20 +58,41 @@ class EndingSignal:
             raise KeyboardInterrupt
 
     def can_raise(self, number: int, frame: FrameType | None) -> bool:
-        """Note the signal. Whether its exception may be raised in this frame; if not, the signal is
-        sent again."""
+        """Note the signal. Whether its exception may be raised in this frame. If not, it is raised
+        when torch returns, or by the signal that is sent again when that takes too long."""
         if self.is_over:
             return False
         self.number = signal.Signals(number)
         now = time.monotonic()
         if self.came_at is None:
             self.came_at = now
-        if is_in_torch(frame) and now - self.came_at < TORCH_SECONDS:
-            self.send_again()
-            return False
+        outer = frame_outside_torch(frame)
+        if outer is frame or now - self.came_at > TORCH_SECONDS:
+            self.note_raised()
+            return True
+        if outer is not None:
+            outer.f_trace = self.raise_here
+            sys.settrace(trace_nothing)  # without one, f_trace is not called
+            self.is_traced = True
+        self.send_again()
+        return False
+
+    def note_raised(self) -> None:
+        if self.is_traced:
+            sys.settrace(None)
+        self.is_traced = False
         self.came_at = None
         self.is_raised = True
-        return True
+
+    def raise_here(self, frame: FrameType, event: str, argument: object) -> None:
+        """Called where a frame goes on to which torch has returned (sys.settrace)."""
+        frame.f_trace = None
+        if self.came_at is None or self.is_over:
+            return
+        self.note_raised()
+        if self.number == signal.SIGTERM:
+            raise Terminated
+        raise KeyboardInterrupt
 
     def dropped(self, unraisable: "sys.UnraisableHookArgs") -> None:
         """The hook (sys.unraisablehook) for errors that Python drops."""
@@ -88,17 +111,31 @@ class EndingSignal:
             os.write(self.again, bytes([self.number]))
 
 
-def is_in_torch(frame: FrameType | None) -> bool:
-    """Whether a signal came in Python code that torch's C++ code may have called."""
+def trace_nothing(frame: FrameType, event: str, argument: object) -> None:
+    """No frame that begins is traced."""
+
+
+def frame_outside_torch(frame: FrameType | None) -> FrameType | None:
+    """The innermost frame that torch's C++ code has not called: this one, or one that it will
+    return to. None where there is none."""
+    frames: list[FrameType] = []
     while frame is not None:
-        module = str(frame.f_globals.get("__name__", ""))
-        is_of_torch = module == "torch" or module.startswith("torch.")
-        if is_of_torch and module not in WRAPPERS:
-            return True
-        if frame.f_code.co_name in CALLED_BY_TORCH:
-            return True
+        frames.append(frame)
         frame = frame.f_back
-    return False
+    outside = None
+    for frame in reversed(frames):
+        if is_of_torch(frame):
+            break
+        outside = frame
+    return outside
+
+
+def is_of_torch(frame: FrameType) -> bool:
+    """Whether a frame runs code of torch, or what torch calls."""
+    module = str(frame.f_globals.get("__name__", ""))
+    if module == "torch" or module.startswith("torch."):
+        return module not in WRAPPERS
+    return frame.f_code.co_name in CALLED_BY_TORCH
 
 
 @contextmanager

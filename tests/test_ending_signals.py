@@ -114,6 +114,24 @@ def test_code_of_torch_that_takes_long_is_interrupted(number):
     assert done.stdout == "ended\n" and done.returncode == 0
 
 
+def test_it_is_raised_as_soon_as_torch_has_returned():
+    """Also where nearly all time is spent in torch, and no signal that is sent again meets other code."""
+    once = IN_TORCH.format(number=int(signal.SIGINT), seconds=0.2)
+    again = """
+        while True:
+            of_torch_again(0.2)
+"""
+    body = once.replace("        time.sleep(15)\n", again.lstrip("\n"))
+    quiet = """
+def work(seconds):
+    time.sleep(seconds)
+    print("worked", flush=True)
+of_torch_again = type(work)(work.__code__, dict(globals(), __name__="torch._library.some"))
+try:"""
+    done = run_python(body.replace("\ntry:", quiet))
+    assert done.stdout == "looked up\nended\n" and done.returncode == 0
+
+
 AFTERWARDS = """
 import os, signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
