@@ -231,6 +231,13 @@ def test_activations_on_the_host_are_counted_there(compose):
     # The device holds again what its own copy leaves behind; whole numbers and masks stay there.
     assert 0 < kept[0] - kept[1] <= there.host_bytes
     seconds = there.parts["activations to the host and back"]
+    # A compiled block has all that it keeps on the device at its end, and when its backward begins.
+    planner = planners[1]
+    part = planner.part(planner.of_recipe(), 0, planner.seq_len)
+    (memory, *_) = planner.memories(planner.of_recipe())
+    for moment in memory.moments():
+        if moment.where.endswith("of layer 0") and not moment.where.startswith("gradients"):
+            assert moment.activations > part.kept_on_host > 0
     one_way = there.host_bytes / cost.HOST_LINK
     compute = there.parts["compute"]
     waited = max(0, one_way - compute / 3) + max(0, one_way - compute * 2 / 3)

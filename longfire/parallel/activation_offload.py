@@ -39,6 +39,9 @@ class Moving:
         """Whether nothing has changed it in place, which autograd itself would refuse."""
         return self.on_device._version == self.version
 
+    def has_ended(self) -> bool:
+        return self.done is None or self.done.query()
+
     def wait(self) -> None:
         """What is computed from here on comes after the copy: it may use the tensor's memory."""
         if self.done is not None:
@@ -62,6 +65,17 @@ class Window:
             moving.wait()
             del self.tensors[moving]
             self.bytes -= moving.on_device.nbytes
+
+    def remove_copied(self, forward: "Forward") -> None:
+        """Those of other forwards whose copy has ended. (Those of this one are needed first.)"""
+        for moving in list(self.tensors):
+            owner = moving.owner()
+            if owner is not None and owner.forward is forward:
+                continue
+            if moving.has_ended():
+                self.remove(moving)
+                if owner is not None:
+                    owner.moving = None
 
     def remove_unneeded(self) -> None:
         """Those that no backward will ask for: their graph is gone."""
@@ -168,8 +182,9 @@ class ActivationOffload:
 
     def fetch_earlier(self, kept: Kept) -> None:
         """Fill the window with what was kept before it, the latest first."""
+        self.leaving.remove_copied(kept.forward)
         number = kept.number
-        while number > 0 and self.coming.bytes < self.window_bytes:
+        while number > 0 and self.leaving.bytes + self.coming.bytes < self.window_bytes:
             number -= 1
             earlier = kept.forward.kept[number]()
             if earlier is not None and earlier.moving is None and earlier.uses > 0:

@@ -89,7 +89,8 @@ class ProcessMemory:
             )
             kept += self.teacher.kept
         for name in self.names:
-            peak = self.parts[name].forward_peak + self.cuts[name].forward
+            peak = max(self.parts[name].forward_peak, self.offloaded_at_once(name))
+            peak += self.cuts[name].forward
             yield self.moment(
                 f"forward of {describe(name)}",
                 gradients,
@@ -100,7 +101,8 @@ class ProcessMemory:
         for name in reversed(self.names):
             kept -= keeps[name]
             part = self.parts[name]
-            peak = part.backward_peak(further=shards.accumulates) + self.cuts[name].backward
+            peak = part.backward_peak(further=shards.accumulates)
+            peak = max(peak, self.offloaded_at_once(name)) + self.cuts[name].backward
             yield self.moment(
                 f"backward of {describe(name)}",
                 gradients,
@@ -162,8 +164,17 @@ class ProcessMemory:
             passes = 2 * max(part.passed for part in self.parts.values())
         kept = others * (passes + sum(keeps.values()))
         kept += passes + LABELS * plan.batch_size * plan.microbatches * self.here
-        kept += min(WINDOW_BYTES, self.kept_on_host)
+        passes = max(part.passed for part in self.parts.values())
+        kept += min(WINDOW_BYTES + passes, self.kept_on_host)
         return kept
+
+    def offloaded_at_once(self, name: int | str) -> float:
+        """What a block keeps in the host's memory, with a gradient before it and one after: a
+        compiled block lets go of all of it at its end, and is given all at its beginning."""
+        part = self.parts[name]
+        if not part.kept_on_host:
+            return 0.0
+        return part.kept_on_host + 2 * part.passed
 
     def moment(
         self,
