@@ -44,6 +44,7 @@ class EndingSignal:
         self.came_at: float | None = None  # while it waits for torch to return
         self.is_traced = False  # the frame to which torch returns
         self.is_over = False
+        self.is_sent_again = False
         self.again = -1  # the descriptor that takes what is to be sent again
 
     def terminate(self, number: int, frame: FrameType | None) -> None:
@@ -82,6 +83,7 @@ class EndingSignal:
             sys.settrace(None)
         self.is_traced = False
         self.came_at = None
+        self.is_sent_again = False  # it would interrupt what cleans up
         self.is_raised = True
 
     def raise_here(self, frame: FrameType, event: str, argument: object) -> None:
@@ -107,6 +109,7 @@ class EndingSignal:
         """A moment later, by the thread of `send_signals_again`: no lock is taken here, which the
         interrupted code may hold."""
         assert self.number is not None, "it has come"
+        self.is_sent_again = True
         with suppress(OSError):  # the command is over
             os.write(self.again, bytes([self.number]))
 
@@ -194,7 +197,7 @@ def send_signals_again(again: int, ending: EndingSignal) -> None:
     with open(again, "rb", buffering=0) as pipe:
         while number := pipe.read(1):
             time.sleep(AGAIN_SECONDS)
-            if not ending.is_over:
+            if ending.is_sent_again and not ending.is_over:
                 os.kill(os.getpid(), number[0])
 
 

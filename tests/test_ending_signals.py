@@ -132,6 +132,33 @@ try:"""
     assert done.stdout == "looked up\nended\n" and done.returncode == 0
 
 
+CLEANS_UP = """
+import os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from longfire.ending_signals import terminable
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0)
+of_torch = type(interrupt)(interrupt.__code__, dict(globals(), __name__="torch.some"))
+for number in range(100):
+    try:
+        with terminable():
+            try:
+                of_torch()
+                time.sleep(15)
+            finally:
+                time.sleep(0.03)  # in which a signal that was sent again would come
+                print("removed", flush=True)
+    except KeyboardInterrupt:
+        print("ended", flush=True)
+"""
+
+
+def test_what_cleans_up_is_not_interrupted_by_the_same_signal():
+    done = run_python(CLEANS_UP)
+    assert done.stdout == 100 * "removed\nended\n" and done.returncode == 0
+
+
 AFTERWARDS = """
 import os, signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
