@@ -164,6 +164,34 @@ def test_a_tensor_that_is_changed_in_place_is_found():
         output_TD.sum().backward()
 
 
+@pytest.mark.parametrize("window", [0, 2 * TENSOR_BYTES], ids=["none", "two tensors"])
+def test_a_tensor_that_is_changed_while_it_leaves_is_found(window: int):
+    """On CUDA its copy may have old numbers and new ones. With no window it was there before."""
+    weight = torch.ones(T, D, dtype=torch.float64, requires_grad=True)
+    x_TD = input_of(0)
+    with ActivationOffload(window_bytes=window)():
+        output_TD = x_TD * weight
+        x_TD.add_(1)
+        for seed in range(3):
+            output_TD = output_TD * input_of(seed)
+    if window > 0:
+        with pytest.raises(AssertionError, match="changed in place"):
+            output_TD.sum().backward()
+    else:
+        output_TD.sum().backward()
+        assert weight.grad.equal(input_of(2) * input_of(1) * input_of(0) * input_of(0))
+
+
+def test_the_imaginary_part_of_a_conjugate_is_another_tensor():
+    """It is in the same memory, with a bit that changes its sign."""
+    weight = torch.ones(T, D, dtype=torch.float64, requires_grad=True)
+    z_TD = torch.complex(input_of(0), input_of(1))
+    with ActivationOffload()():
+        output_TD = weight * z_TD.imag + weight * z_TD.conj().imag
+    output_TD.sum().backward()
+    assert weight.grad.equal(torch.zeros(T, D, dtype=torch.float64))
+
+
 def test_strides_stay_as_they_are():
     """Compiled code relies on them."""
     offload = ActivationOffload(window_bytes=0)

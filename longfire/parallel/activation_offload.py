@@ -47,6 +47,13 @@ class Moving:
         if self.done is not None:
             torch.cuda.current_stream(self.on_device.device).wait_event(self.done)
 
+    def release(self) -> None:
+        """Let the copy be all there is. A tensor that was changed in place stays, so that its
+        backward finds it: the copy may have some of the new numbers."""
+        owner = self.owner()
+        if owner is not None and self.is_as_kept():
+            owner.moving = None
+
 
 class Window:
     """The tensors that are on their way in one direction, the oldest first."""
@@ -74,8 +81,7 @@ class Window:
                 continue
             if moving.has_ended():
                 self.remove(moving)
-                if owner is not None:
-                    owner.moving = None
+                moving.release()
 
     def remove_unneeded(self) -> None:
         """Those that no backward will ask for: their graph is gone."""
@@ -154,9 +160,7 @@ class ActivationOffload:
         while self.leaving.bytes > self.window_bytes:
             oldest = next(iter(self.leaving.tensors))
             self.leaving.remove(oldest)
-            owner = oldest.owner()
-            if owner is not None:
-                owner.moving = None
+            oldest.release()
         return kept
 
     def give_back(self, kept: Tensor | Kept) -> Tensor:
@@ -222,6 +226,7 @@ def stays_on_device(x: Tensor) -> bool:
 
 
 def memory_of(x: Tensor) -> Hashable:
-    """The same for tensors that show the same numbers of the same memory."""
+    """The same for tensors that show the same numbers of the same memory. (The imaginary part of a
+    conjugate is the memory of the other one's, with its sign still to be changed: `is_neg`.)"""
     storage = weakref.ref(x.untyped_storage())
-    return storage, x.storage_offset(), x.shape, x.stride(), x.dtype, x._version
+    return storage, x.storage_offset(), x.shape, x.stride(), x.dtype, x.is_neg(), x._version
