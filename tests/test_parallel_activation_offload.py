@@ -5,6 +5,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from longfire.parallel.activation_offload import ActivationOffload, Kept, Window
 
@@ -214,6 +215,25 @@ def test_strides_stay_as_they_are():
         output = Strides.apply(x_TD.requires_grad_(), *(view.detach() for view in views))
     output.sum().backward()
     assert found == [view.stride() for view in views]
+
+
+def test_what_is_copied_is_dense():
+    """A copy between devices of what has gaps is none that runs beside the host."""
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            if operation is torch.ops.aten.copy_.default:
+                dense.append(all(x.is_contiguous() for x in args[:2]))
+            return operation(*args, **(kwargs or {}))
+
+    dense: list[bool] = []
+    weight = torch.ones(T, 6, dtype=torch.float64, requires_grad=True)
+    columns_TD = input_of(0)[:, 3:9]
+    with Copies(), ActivationOffload(window_bytes=0)():
+        (columns_TD * weight).sum().backward()
+        (torch.empty(0, 6, dtype=torch.float64) * weight[:0]).sum().backward()
+    assert all(dense) and len(dense) == 3  # nothing comes back of 0 bytes: they did not leave
+    assert weight.grad.equal(columns_TD)
 
 
 def test_weights_whole_numbers_and_expanded_tensors_stay():

@@ -207,13 +207,14 @@ class ActivationOffload:
             pin_memory=by_cuda and device.type == "cpu",
         )
         if not by_cuda:
-            return there.copy_(x), None
+            without_gaps(there).copy_(without_gaps(x))
+            return there, None
         on_device = x.device if x.is_cuda else device
         if self.stream is None:
             self.stream = torch.cuda.Stream(on_device)
         self.stream.wait_stream(torch.cuda.current_stream(on_device))
         with torch.cuda.stream(self.stream):
-            there.copy_(x, non_blocking=True)
+            without_gaps(there).copy_(without_gaps(x), non_blocking=True)
         return there, self.stream.record_event()
 
 
@@ -223,6 +224,17 @@ def stays_on_device(x: Tensor) -> bool:
     if isinstance(owner, nn.Parameter | nn.Buffer) or not x.is_floating_point():
         return True
     return any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride()))
+
+
+def without_gaps(x: Tensor) -> Tensor:
+    """All memory from the first number of x to its last, as a vector. A slice of columns has gaps
+    in it, and torch would copy it through memory that is not pinned, for which the host waits."""
+    if x.numel() == 0:
+        return x
+    last = 0
+    for size, stride in zip(x.shape, x.stride()):
+        last += (size - 1) * stride
+    return x.as_strided((last + 1,), (1,))
 
 
 def memory_of(x: Tensor) -> Hashable:
