@@ -12,6 +12,7 @@ state of an optimizer yet.
 
 import json
 import math
+import os
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
@@ -89,9 +90,24 @@ class Facts(Counted, total=False):
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps that have a checkpoint, in order. What a kill leaves behind has other names."""
-    names = (path.name.removeprefix("step-") for path in folder.glob("step-*") if path.is_dir())
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+    """The steps that have a checkpoint, in order. What a kill leaves behind has other names. Raises
+    CheckpointError where the folder is there and cannot be read: Path.glob would find nothing in
+    it, and the run would begin anew."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: {problem_of(error)}; there may be checkpoints in it"
+        ) from error
+    found: list[int] = []
+    for name in names:
+        digits = name.removeprefix("step-")
+        is_number = name.startswith("step-") and digits.isascii() and digits.isdigit()
+        if is_number and (folder / name).is_dir():
+            found.append(int(digits))
+    return sorted(found)
 
 
 def tmp_path_of(place: Path) -> Path:

@@ -136,6 +136,13 @@ def test_whether_a_run_has_gone_back_is_not_guessed(saved, tiny_model, monkeypat
     assert steps(saved) == [2, 4]
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_folder_that_cannot_be_read_now_is_no_new_start(number, saved, tiny_model, monkeypatch):
+    monkeypatch.setattr("os.listdir", fails_for(os.listdir, saved, number))
+    with pytest.raises(CheckpointError, match="there may be checkpoints in it"):
+        restored(saved, tiny_model())
+
+
 def fails_for(real, file: Path, number: int):
     """The same call, which fails for one file."""
 
