@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from longfire.listing import exists, is_folder, paths_in
 from longfire.regular_files import open_without_link
 
 SUFFIX = ".aside"
@@ -40,20 +41,21 @@ def short(name: str) -> str:
 @contextmanager
 def file_aside(place: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """A new file beside `place`, held and open for writing. One that has not taken its place at the
-    end is removed. Raises OSError."""
+    end is removed, by a later start where that fails. Raises OSError."""
     remove_abandoned(place.parent, place.name)
     path, opened = held_file(place, "")
     try:
         with opened:
             yield path, opened
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
 
 
 @contextmanager
 def folder_aside(place: Path) -> Iterator[Path]:
-    """A new folder beside `place`, held. One that has not taken its place at the end is removed.
-    Raises OSError."""
+    """A new folder beside `place`, held. One that has not taken its place at the end is removed, by
+    a later start where that fails. Raises OSError."""
     place.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(place.parent, place.name)
     lock, opened = held_file(place, LOCK)
@@ -69,10 +71,11 @@ def folder_aside(place: Path) -> Iterator[Path]:
 
 def remove_with_lock(folder: Path, lock: Path) -> None:
     """Remove a folder and then its lock file, by which a later start finds a folder that could not
-    be removed now."""
+    be removed now. What cannot be removed stays."""
     shutil.rmtree(folder, ignore_errors=True)
-    if not folder.exists():
-        lock.unlink(missing_ok=True)
+    with suppress(OSError):
+        if not exists(folder):
+            lock.unlink()
 
 
 def held_file(place: Path, suffix: str) -> tuple[Path, BinaryIO]:
@@ -102,10 +105,19 @@ def remove_abandoned(folder: Path, name: str = "") -> None:
     """Remove what was written aside in a folder by processes that are gone: of this name, or of
     all. What cannot be removed stays."""
     with suppress(OSError):
-        for path in list(folder.iterdir()):
+        for path in paths_in(folder):
             found = NAME.match(path.name)
             if (found and name in ("", found["name"])) or (found and found["name"] == short(name)):
                 remove_if_abandoned(path, is_lock=bool(found["lock"]))
+
+
+def remove_all_abandoned(folder: Path) -> None:
+    """The same of all names in a folder and in the folders in it, but not behind links."""
+    remove_abandoned(folder)
+    with suppress(OSError):
+        for path in paths_in(folder):
+            if is_folder(path) and not path.is_symlink():
+                remove_abandoned(path)
 
 
 def remove_if_abandoned(path: Path, is_lock: bool) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from longfire.aside import file_aside
+from longfire.listing import exists
 from longfire.regular_files import open_without_link
 
 
@@ -39,7 +40,7 @@ def put_in_place(aside: Path, place: Path) -> None:
     before = place.with_name(f"{place.name}.before")
     if place.is_symlink():
         place.unlink()  # its target stays
-    elif place.exists():
+    elif exists(place):
         shutil.rmtree(before, ignore_errors=True)
         place.rename(before)
     aside.rename(place)

@@ -17,6 +17,7 @@ from typing import TypeVar, cast
 
 from longfire.errors import UserError, first_line
 from longfire.json_types import JsonObject, check_type
+from longfire.listing import exists
 from longfire.regular_files import read_regular
 
 logger = logging.getLogger(__name__)
@@ -44,14 +45,14 @@ def read_toml(file: Path, kind: type[T], raises: type[UserError], fix: str) -> T
 def read_note(file: Path, kind: type[T]) -> T | None:
     """What an earlier start has noted in a JSON file. None where there is none, and, with a
     warning, where it is damaged: who asks writes a new one, or does without."""
-    if not file.exists():
+    if not exists(file):
         return None
     return note(file, lambda: json_of(read_regular(file), kind))
 
 
 def read_toml_note(file: Path, kind: type[T]) -> T | None:
     """The same of a TOML file."""
-    if not file.exists():
+    if not exists(file):
         return None
     return note(file, lambda: of_type(parse_toml(read_regular(file)), kind))
 

@@ -1,12 +1,14 @@
 """aside.py: what a killed process has written aside is removed by a later one, and nothing else is."""
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
 
 import pytest
 
-from longfire.aside import folder_aside, remove_abandoned
+from longfire.aside import folder_aside, remove_abandoned, remove_all_abandoned
 from longfire.disk import held, put_in_place, write_whole
 
 KILLED = """
@@ -91,3 +93,30 @@ def test_a_folder_that_cannot_be_removed_now_is_removed_by_a_later_start(tmp_pat
     assert [name.endswith(".aside.lock") for name in names(tmp_path)] == [False, True]
     remove_abandoned(tmp_path)
     assert names(tmp_path) == []
+
+
+def test_what_cannot_be_removed_is_no_error_and_goes_with_the_next_start(tmp_path, monkeypatch):
+    place = tmp_path / "code/step-0"
+    with monkeypatch.context() as hurt:
+        hurt.setattr(os, "unlink", cannot_be_removed)
+        with folder_aside(place) as aside:
+            put_in_place(aside, place)
+        write_whole(tmp_path / "file", "whole")
+    assert len(names(tmp_path / "code")) == 2  # the lock file stayed
+    remove_all_abandoned(tmp_path)
+    assert names(tmp_path / "code") == ["step-0"]
+    assert names(tmp_path) == ["code", "file"]
+
+
+def cannot_be_removed(path, **options):
+    raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+
+def test_nothing_is_removed_behind_a_link(tmp_path):
+    left = tmp_path / "elsewhere/.file.12345678.aside"
+    left.parent.mkdir()
+    left.write_text("of another run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/code").symlink_to("../elsewhere")
+    remove_all_abandoned(tmp_path / "run")
+    assert left.exists()

@@ -12,7 +12,6 @@ state of an optimizer yet.
 
 import json
 import math
-import os
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from longfire.checkpoint.shards import SUFFIX, Entry, LocalTensor, read_index, w
 from longfire.checkpoint.slices import first_wrong
 from longfire.disk import sync
 from longfire.errors import CheckpointError
+from longfire.listing import exists, is_file, is_folder, paths_in
 from longfire.own_files import json_of, problem_of, read_json
 from longfire.parallel.mesh import ALONE, Mesh
 from longfire.regular_files import IrregularFileError, open_regular, read_regular
@@ -91,21 +91,17 @@ class Facts(Counted, total=False):
 
 def steps(folder: Path) -> list[int]:
     """The steps that have a checkpoint, in order. What a kill leaves behind has other names. Raises
-    CheckpointError where the folder is there and cannot be read: Path.glob would find nothing in
-    it, and the run would begin anew."""
+    CheckpointError where the folder is there and cannot be read: the run would begin anew."""
     try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+        places = [path for path in paths_in(folder, "step-*") if is_folder(path)]
     except OSError as error:
         raise CheckpointError(
             f"{folder}: {problem_of(error)}; there may be checkpoints in it"
         ) from error
     found: list[int] = []
-    for name in names:
-        digits = name.removeprefix("step-")
-        is_number = name.startswith("step-") and digits.isascii() and digits.isdigit()
-        if is_number and (folder / name).is_dir():
+    for place in places:
+        digits = place.name.removeprefix("step-")
+        if digits.isascii() and digits.isdigit():
             found.append(int(digits))
     return sorted(found)
 
@@ -158,7 +154,7 @@ def impossible(facts: Facts, place: Path) -> str:
 def checked_facts(place: Path, mesh: Mesh = ALONE) -> Facts:
     """state.json of a checkpoint whose every file has its size and checksum. Raises
     CheckpointError."""
-    if not place.is_dir():
+    if not is_folder(place):
         known = ", ".join(map(str, steps(place.parent))) or "none"
         raise CheckpointError(f"{place}: no such checkpoint; the folder has steps {known}")
     wrong = damage(place, mesh)
@@ -199,7 +195,7 @@ def files_of(place: Path) -> dict[str, FileFacts]:
             raise ValueError(f"{name!r} is not the name of a file in the folder")
     if STATE not in files:
         raise ValueError(f"it does not name {STATE}")
-    for path in sorted(place.glob(f"*{SUFFIX}")):
+    for path in paths_in(place, f"*{SUFFIX}"):
         if path.name not in files:
             raise ValueError(f"it does not name {path.name}, which is there")
     return files
@@ -249,7 +245,7 @@ def damage_of_file(
 ) -> str | None:
     """What is wrong with one file of a checkpoint; None if it has its size and checksum."""
     path = place / name
-    if not path.is_file():
+    if not is_file(path):
         return f"{place} is damaged: {name} is missing"
     if path.stat().st_size != fact["bytes"]:
         return (
@@ -306,7 +302,7 @@ def write_manifest(
     (folder / STATE).write_text(json.dumps(facts, indent=1))
     all_files = {**files, STATE: settled(folder / STATE, checksum(folder / STATE))}
     (folder / MANIFEST).write_text(json.dumps({"files": all_files}, indent=1))
-    for mark in folder.glob("rank-*.json"):
+    for mark in paths_in(folder, "rank-*.json"):
         mark.unlink()
     for path in (folder / MANIFEST, folder):
         sync(path)
@@ -314,9 +310,9 @@ def write_manifest(
 
 def recover(folder: Path) -> None:
     """Put back what `put_in_place` had moved aside when it was killed."""
-    for before in folder.glob("step-*.before"):
+    for before in paths_in(folder, "step-*.before"):
         place = before.with_suffix("")
-        if place.exists():
+        if exists(place):
             shutil.rmtree(before)
         else:
             before.rename(place)
@@ -326,5 +322,5 @@ def clean(folder: Path) -> None:
     """Remove what a kill has left of unfinished saves and removals. One process writes to a run
     folder at a time."""
     recover(folder)
-    for path in [*folder.glob("step-*.writing*"), *folder.glob("step-*.forgotten")]:
+    for path in [*paths_in(folder, "step-*.writing*"), *paths_in(folder, "step-*.forgotten")]:
         shutil.rmtree(path)

@@ -14,6 +14,7 @@ from longfire.config import settings
 from longfire.data.tokenizer import Tokenizer
 from longfire.data.tokenizer_training import load
 from longfire.errors import SettingsError
+from longfire.listing import is_file, is_folder, paths_in
 from longfire.own_files import json_of, read_json, read_toml
 
 RUN_TOML = "run.toml"
@@ -85,19 +86,19 @@ class Beside:
 def run_folder_of(weights: Path) -> Path | None:
     """The run folder that these weights are, or that this checkpoint is in; None for others.
     Raises SettingsError for the folder of all checkpoints of a run."""
-    if (weights / RUN_TOML).is_file():
+    if is_file(weights / RUN_TOML):
         return weights
-    checkpoints = sorted(weights.glob("step-*"))
-    if checkpoints and (weights.absolute().parent / RUN_TOML).is_file():
+    checkpoints = paths_in(weights, "step-*")
+    if checkpoints and is_file(weights.absolute().parent / RUN_TOML):
         raise SettingsError(
             f"{weights} holds all checkpoints of a run: name the run folder, {weights.parent}, "
             f"for the newest one, or one of them, as {checkpoints[-1]}"
         )
-    is_export = (weights / "config.json").is_file()  # a run folder may hold exports named step-N
+    is_export = is_file(weights / "config.json")  # a run folder may hold exports named step-N
     if step_of(weights) is None or is_export:
         return None
     return next(
-        (folder for folder in weights.absolute().parents if (folder / RUN_TOML).is_file()),
+        (folder for folder in weights.absolute().parents if is_file(folder / RUN_TOML)),
         None,
     )
 
@@ -105,10 +106,10 @@ def run_folder_of(weights: Path) -> Path | None:
 def task_of(folder: Path) -> str:
     """The job.task of the model in a run folder, or in a folder of Hugging Face weights, of which
     those of images are classifiers. Raises SettingsError for a damaged file."""
-    if (folder / RUN_TOML).is_file():
+    if is_file(folder / RUN_TOML):
         run = read_toml(folder / RUN_TOML, SavedRun, SettingsError, "restore it from a copy")
         return run.get("job", {}).get("task", LANGUAGE_MODELING)
-    if not (folder / CONFIG_JSON).is_file():
+    if not is_file(folder / CONFIG_JSON):
         return LANGUAGE_MODELING
     config = read_json(folder / CONFIG_JSON, SavedConfig, SettingsError, "restore it from a copy")
     return IMAGES if config.get("model_type") == VIT else LANGUAGE_MODELING
@@ -136,7 +137,7 @@ def tokenizer_beside(weights: Path) -> Beside | None:
     run_folder = run_folder_of(weights)
     if run_folder:
         return tokenizer_of_run(run_folder)
-    if not any((weights / name).is_file() for name in TOKENIZER_FILES):
+    if not any(is_file(weights / name) for name in TOKENIZER_FILES):
         return None
     tokenizer = Beside(str(weights), False, False).load()
     return Beside(str(weights), tokenizer.adds_bos, tokenizer.eos_id is not None)
@@ -146,7 +147,7 @@ def tokenizer_of_run(run_folder: Path) -> Beside | None:
     """The copy in a run folder; `bytes` needs none. None where the copy is missing."""
     recorded = recorded_tokenizer(run_folder)
     copy = run_folder / TOKENIZER_FOLDER
-    if copy.is_dir():
+    if is_folder(copy):
         path = str(copy)
     elif recorded.path == "bytes":
         path = "bytes"

@@ -41,6 +41,7 @@ from longfire.checkpoint.state import Counters, State
 from longfire.config import settings
 from longfire.disk import put_in_place, write_whole
 from longfire.errors import CheckpointError, first_line
+from longfire.listing import exists, is_folder, paths_in
 from longfire.own_files import read_json
 from longfire.parallel.mesh import ALONE, Mesh
 
@@ -155,7 +156,7 @@ class Checkpoints:
                     clean(self.folder)
                     tmp.mkdir(parents=True)
         with self.mesh.raise_on_all_ranks():
-            if not tmp.is_dir():
+            if not is_folder(tmp):
                 raise CheckpointError(
                     f"{tmp} does not exist on this machine: job.dump_folder must be on a file "
                     "system that all machines share"
@@ -197,7 +198,7 @@ class Checkpoints:
                 files = write_tensors(held, tmp, rank)
             except Exception as error:
                 # the disk may be full, and the marker, for which process 0 waits, needs space
-                for path in tmp.glob(f"shard-{rank:05d}-*"):
+                for path in paths_in(tmp, f"shard-{rank:05d}-*"):
                     path.unlink()
                 write_whole(tmp / marker_of(rank), json.dumps({"error": str(error)}))
                 raise
@@ -228,7 +229,7 @@ class Checkpoints:
         while missing:
             for rank in sorted(missing):
                 marker = tmp / marker_of(rank)
-                if marker.exists():
+                if exists(marker):
                     content = read_json(marker, Marker, CheckpointError, "start again")
                     if "error" in content:
                         raise OSError(f"process {rank}: {content['error']}")

@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from longfire.listing import paths_in
 from longfire.own_files import json_of
 from longfire.parallel.sharding import TensorSlice
 from longfire.regular_files import refuse_irregular
@@ -223,4 +224,4 @@ def intersection(
 
 def shard_files(folder: Path) -> Iterator[Path]:
     """Those of a checkpoint's folder, by name."""
-    yield from sorted(folder.glob(f"*{SUFFIX}"))
+    yield from paths_in(folder, f"*{SUFFIX}")

@@ -37,6 +37,7 @@ from longfire.huggingface import transformers_model
 from longfire.huggingface.checksums import check_checksums
 from longfire.huggingface.hub_models import model_folder
 from longfire.huggingface.load import load_model, model_of
+from longfire.listing import exists, is_folder
 from longfire.model import Model
 from longfire.ops.choice import choose, choose_where_nobody_has
 from longfire.plugins import load_plugins
@@ -106,7 +107,7 @@ def build(
 def config_named(name: str | Path) -> Path:
     """The file or folder of a model config. Raises SettingsError with the nearest name."""
     shipped_config = shipped.model_config(str(name))
-    if Path(name).exists() or shipped_config is None:
+    if exists(Path(name)) or shipped_config is None:
         return Path(name)
     return shipped_config
 
@@ -123,7 +124,7 @@ def load(
     Python files that the model's mixers come from; they are run. Raises CheckpointError,
     SettingsError or DataError naming what is missing.
     """
-    if not Path(folder).exists() and shipped.model_config(str(folder)):
+    if not exists(Path(folder)) and shipped.model_config(str(folder)):
         raise SettingsError(
             f"{folder} is a model config that comes with longfire, without weights: "
             f"longfire.build({str(folder)!r}) makes a fresh model of it"
@@ -147,12 +148,12 @@ def open_model(
     """
     if may_be_on_hub(str(folder)):
         folder = model_folder(str(folder))
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise SettingsError(
             f"{folder}: no such folder; name a run folder, a folder of Hugging Face weights, or a "
             "model of the hub"
         )
-    if not (folder / RUN_TOML).exists():
+    if not exists(folder / RUN_TOML):
         return open_weights(folder, step, plugins, training or settings.Training())
     run = run_of(folder, plugins)
     device, dtype = choose_place(training or run.training, run.model)
@@ -333,6 +334,6 @@ def commands_of_classifiers(folder: Path) -> str:
 def tokenizer_of(run: Run) -> Tokenizer:
     """The tokenizer that a run trains with: the copy in its folder, else the one that its settings
     name."""
-    if run.tokenizer_folder.is_dir():
+    if is_folder(run.tokenizer_folder):
         return from_folder(run.tokenizer_folder)
     return tokenizer_training.load(run.tokenizer, sources(run.data), shares(run.data), run.data)

@@ -11,6 +11,7 @@ from longfire.cli.arguments import Parser
 from longfire.cli.starter import KINDS, OTHER_NAMES, SIZES, chosen, starter
 from longfire.disk import write_whole
 from longfire.errors import SettingsError
+from longfire.listing import names_in
 
 RECIPE = "recipe.toml"
 OURS = "embedded"  # a name of data.dataset that is never a file
@@ -127,8 +128,7 @@ def data_of(name: str, recipe: Path) -> str:
         or bool(format_of(path))
     )
     if is_path:
-        here = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = get_close_matches(path.name, here, 1)
+        near = get_close_matches(path.name, names_in(path.parent), 1)
         hint = f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
         raise SettingsError(f"--data {name}: no such file{hint}")
     return name

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from longfire.config import shipped
 from longfire.errors import SettingsError
+from longfire.listing import matches
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,9 @@ def find_path(name: str, beside: Path, also_in: Path | None = None) -> str:
         places.append(also_in)
     for folder in places:
         path = (folder / Path(name).expanduser()).absolute()
-        if path.exists() or (glob.has_magic(name) and glob.glob(str(path), recursive=True)):
+        if path.exists() or (
+            glob.has_magic(name) and matches(folder, str(Path(name).expanduser()))
+        ):
             return str(path)
     return name
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tomli_w
 
-from longfire.aside import remove_abandoned
+from longfire.aside import remove_abandoned, remove_all_abandoned
 from longfire.checkpoint.provenance import RUN_TOML, TOKENIZER_FOLDER
 from longfire.config import recipe as recipes
 from longfire.config.init_rules import INIT_KEYS
@@ -44,8 +44,8 @@ def begun(run: Run) -> Iterator[None]:
             lock = held(run.folder / LOCK, lambda holder: refuse_another_process(run, holder))
             stack.enter_context(lock)
             refuse_links(run)
-            remove_abandoned(run.folder)
-            remove_abandoned(run.folder / run.checkpoint.folder)
+            remove_all_abandoned(run.folder)
+            remove_abandoned(run.folder / run.checkpoint.folder)  # may be elsewhere
         except OSError as error:  # no permission to write, or a file system without locks
             raise unwritable(run.folder / LOCK, error) from error
         lines = changes(run)

@@ -11,6 +11,7 @@ from longfire.checkpoint.provenance import TOKENIZER_FOLDER
 from longfire.config import settings
 from longfire.config.model_config import ModelConfig
 from longfire.config.transformers_config import TransformersConfig
+from longfire.listing import paths_in
 from longfire.parallel import stages
 from longfire.parallel.axes import AXES, DATA
 from longfire.training import lengths
@@ -175,7 +176,7 @@ class RunSettings:
 
     @property
     def has_checkpoints(self) -> bool:
-        return any((self.folder / self.checkpoint.folder).glob("step-*"))
+        return bool(paths_in(self.folder / self.checkpoint.folder, "step-*"))
 
     @property
     def resumes(self) -> bool:

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from longfire.errors import SettingsError
+from longfire.listing import paths_in
 
 PACKAGE = Path(__file__).parents[1]
 FOLDERS = (PACKAGE / "recipes", PACKAGE.parent / "recipes")
@@ -31,12 +32,12 @@ NO_RECIPES = {  # what is easily taken for a recipe
 
 def recipes() -> dict[str, Path]:
     """The shipped recipes by name."""
-    return {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
+    return {path.stem: path for path in paths_in(FOLDER, "*.toml")}
 
 
 def models() -> dict[str, Path]:
     """The shipped model configs by name."""
-    return {path.stem: path for path in sorted((FOLDER / "models").glob("*.json"))}
+    return {path.stem: path for path in paths_in(FOLDER / "models", "*.json")}
 
 
 def recipe(name: str) -> Path:
@@ -64,10 +65,7 @@ def recipe(name: str) -> Path:
             f"{name} is a model config, not a recipe: `longfire init` writes a recipe, which "
             f"`--model.config {name}` gives this model"
         )
-    if given.parent.is_dir():
-        beside = {path.stem: path for path in given.parent.glob("*.toml")}
-    else:
-        beside = {}
+    beside = {path.stem: path for path in paths_in(given.parent, "*.toml")}
     near = get_close_matches(given.stem, [*beside, *known], 1)
     if near:
         meant = beside.get(near[0], near[0])

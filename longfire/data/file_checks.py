@@ -9,6 +9,7 @@ from pathlib import Path
 from longfire.data import formats
 from longfire.data.chosen_files import ChosenFiles, some
 from longfire.errors import DataError
+from longfire.listing import paths_in
 from longfire.regular_files import open_regular, refuse_irregular
 
 NUMBERED = re.compile(r"^(?P<before>.*?)(?P<number>\d+)-of-(?P<count>\d+)(?P<after>.*)$")
@@ -94,7 +95,7 @@ def check_hub_cache(root: Path) -> None:
     must be chosen."""
     if not ((root / "snapshots").is_dir() and (root / "blobs").is_dir()):
         return
-    revisions = sorted(folder for folder in (root / "snapshots").iterdir() if folder.is_dir())
+    revisions = [folder for folder in paths_in(root / "snapshots") if folder.is_dir()]
     raise DataError(
         f"{root}: the hub's cache of a dataset, which keeps each revision in a folder of its own; "
         f"name one: {some([str(folder) for folder in revisions])}"

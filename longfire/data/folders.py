@@ -5,11 +5,11 @@ pointer, a missing part of a numbered series, names of which only some name a sp
 """
 
 import glob
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from longfire import listing
 from longfire.data import cards, formats
 from longfire.data.chosen_files import ChosenFiles, relative
 from longfire.data.file_checks import (
@@ -24,6 +24,7 @@ from longfire.data.file_checks import (
 )
 from longfire.data.splits import keep_split
 from longfire.errors import DataError
+from longfire.listing import matches
 
 # Files of the library `datasets`.
 ABOUT_DATA = re.compile(
@@ -123,7 +124,7 @@ def data_files_beside(root: Path, files: Sequence[Path]) -> list[Path]:
     """The data files of a folder that are not among these."""
     named = set(files)
     others = []
-    for file in walk(root):
+    for file in all_files(root):
         name = relative(file, root)
         is_apart = HIDDEN.search(name) or ABOUT_DATA.search(name) or BESIDE_DATA.search(name)
         if formats.format_of(file) and file not in named and not is_apart:
@@ -134,10 +135,10 @@ def data_files_beside(root: Path, files: Sequence[Path]) -> list[Path]:
 def matching(top: Path, patterns: Iterable[str], failure: str) -> tuple[Path, ...]:
     """The files below a folder that patterns match, each once, in the order of their relative
     paths. Raises DataError with the message `failure` where there is none."""
-    names: set[str] = set()
+    named: set[Path] = set()
     for pattern in patterns:
-        names.update(glob.glob(pattern, root_dir=top, recursive=True))
-    found = sorted((top / name for name in names), key=lambda file: relative(file, top))
+        named.update(matches(top, pattern))
+    found = sorted(named, key=lambda file: relative(file, top))
     check_links(found)
     files = tuple(file for file in found if file.is_file())
     if not files:
@@ -145,11 +146,11 @@ def matching(top: Path, patterns: Iterable[str], failure: str) -> tuple[Path, ..
     return files
 
 
-def walk(root: Path, without: frozenset[str] = frozenset()) -> list[Path]:
+def all_files(root: Path, without: frozenset[str] = frozenset()) -> list[Path]:
     """All files below a folder in the order of their relative paths. A linked folder is one of
     them, and is not entered. without: names of folders that are skipped."""
     found = []
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in listing.walk(root):
         folders[:] = set(folders) - without
         found += [Path(folder, name) for name in files]
         for name in folders:
@@ -163,7 +164,7 @@ def data_files(root: Path, top: Path) -> ChosenFiles:
     data. Raises DataError."""
     visible = []
     hidden = []
-    for file in walk(top):
+    for file in all_files(top):
         if not HIDDEN.search(relative(file, top)):
             visible.append(file)
         elif formats.format_of(file):

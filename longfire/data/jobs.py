@@ -22,6 +22,7 @@ from longfire.data.tokenizer import Tokenizer
 from longfire.data.tokens import TokenStore
 from longfire.data.validation import ValidationSplit, validation_split_of
 from longfire.errors import DataError
+from longfire.listing import matches, paths_in
 
 ADDRESS_FORMAT = 1  # part of every address: another number gives all stores other addresses
 
@@ -101,11 +102,11 @@ def store_folder(source: Source, header: Header, folder: Path) -> Path:
     if not fingerprint:
         return newest_store(header, folder)
     address = address_of(fingerprint, header)
-    same = sorted(folder.glob(f"*-{address}"))
+    same = paths_in(folder, f"*-{address}")
     if same:
         return same[0]
     former = address_of(source.former_fingerprint, header)
-    for store in sorted(folder.glob(f"*-{former}")):
+    for store in paths_in(folder, f"*-{former}"):
         if is_complete(store):
             return store
     return folder / f"{header['source']['name']}-{address}"
@@ -130,7 +131,7 @@ def newest_store(header: Header, folder: Path) -> Path:
     def modified_at(file: Path) -> float:
         return file.stat().st_mtime
 
-    for file in sorted(folder.glob("*/manifest.json"), key=modified_at, reverse=True):
+    for file in sorted(matches(folder, "*/manifest.json"), key=modified_at, reverse=True):
         manifest = read_manifest(file.parent)
         if manifest["complete"] and is_made_from(manifest, header):
             return file.parent

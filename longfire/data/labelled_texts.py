@@ -17,6 +17,7 @@ from longfire.data.json_files import load_json
 from longfire.data.lines import decode, lines_of
 from longfire.data.tokenizer import Tokenizer
 from longfire.errors import DataError, SettingsError
+from longfire.listing import files_below
 
 JSON_LINES = (".jsonl", ".ndjson")
 PARQUET = ".parquet"
@@ -68,7 +69,7 @@ def files_of(path: Path) -> list[Path]:
     if path.is_file() and format_of(path) in readable:
         files = [path]
     elif path.is_dir():
-        files = sorted(file for file in path.rglob("*") if format_of(file) in readable)
+        files = [file for file in files_below(path) if format_of(file) in readable]
         for file in files:
             check_inside(file, path)
     else:

@@ -35,6 +35,7 @@ from longfire.data.manifest import (
 )
 from longfire.data.token_record import TokenRecord, mask_of
 from longfire.disk import sync
+from longfire.listing import paths_in
 from longfire.regular_files import open_without_link
 
 SHARD_TOKENS = 2**28  # 512 MiB of uint16
@@ -58,7 +59,7 @@ class ColumnWriter:
         self.shard_items = shard_items
         self.length = length
         full, rest = divmod(length, shard_items)
-        for file in path.parent.glob(f"{path.name}-*"):
+        for file in paths_in(path.parent, f"{path.name}-*"):
             if int(file.stem.rsplit("-", 1)[1]) > full:
                 file.unlink()
         shard_size = shard_items * self.dtype.itemsize
@@ -181,7 +182,7 @@ class StoreWriter:
             if column in ("tokens", MASK):
                 length = record["tokens"]
             if column == MASK and not shards[MASK]:
-                for file in (self.folder / name).glob(f"{MASK}-*"):
+                for file in paths_in(self.folder / name, f"{MASK}-*"):
                     file.unlink()  # was not committed
                 continue
             writers[column] = self._column(name, column, length, shards[column])

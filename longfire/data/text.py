@@ -175,7 +175,7 @@ def library() -> FileSource:
     NOT_LIBRARY names. Raises DataError."""
     root = Path(sysconfig.get_path("stdlib"))
     files = []
-    for file in folders.walk(root, NOT_LIBRARY):
+    for file in folders.all_files(root, NOT_LIBRARY):
         if file.suffix in LIBRARY_SUFFIXES and not file.is_symlink() and file.stat().st_size:
             files.append(file)
     if not files:

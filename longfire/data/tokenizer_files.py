@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from longfire.errors import DataError, first_line
+from longfire.listing import paths_in
 from longfire.own_files import read_json
 from longfire.regular_files import read_regular
 
@@ -119,7 +120,7 @@ def json_of(file: Path) -> dict[str, object]:
 def chat_templates(folder: Path) -> dict[str, str]:
     """Name -> text of each template that has a file of its own."""
     templates = {}
-    for path in (folder / CHAT, *sorted((folder / MORE_CHATS).glob("*.jinja"))):
+    for path in (folder / CHAT, *paths_in(folder / MORE_CHATS, "*.jinja")):
         if path.is_file() and not leaves(path, folder):
             name = path.relative_to(folder).as_posix()
             templates[name] = text_of(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 from longfire.gpu_check.findings import noted
 from longfire.gpu_check.stage import Outcome, Stage, Work
 from longfire.json_types import JsonObject
+from longfire.listing import paths_in
 from longfire.training.records import METRICS, last_records
 
 RECIPE = "quickstart"
@@ -34,7 +35,7 @@ def text_of_python(size: int) -> str:
     """So many characters of the source of Python's own library, which lies on every machine."""
     texts: list[str] = []
     length = 0
-    for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+    for file in paths_in(Path(sysconfig.get_paths()["stdlib"]), "*.py"):
         texts.append(file.read_text(encoding="utf-8", errors="replace"))
         length += len(texts[-1])
         if length >= size:

@@ -333,7 +333,7 @@ def config_refused(folder: Path) -> str:
     from transformers import AutoConfig
 
     try:
-        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (StrictDataclassError, AttributeError, LookupError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:REASON_CHARACTERS]
         return f"it does not read this config.json ({reason})"
@@ -374,6 +374,7 @@ def load_peer(
             folder,
             dtype=torch.float32,
             output_loading_info=True,
+            local_files_only=True,
             trust_remote_code=False,
             **arguments,
         )

@@ -32,7 +32,9 @@ def by_auto_tokenizer(tokenizer: Tokenizer, folder: Path) -> tuple[str, bool]:
 
     try:
         with quiet_transformers():
-            theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            theirs = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
             ids = encoded(theirs)  # some fail only here
     except Exception as error:  # each class has demands of its own; tokenizers raises Exception
         raise CheckpointError(

@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from longfire.errors import CheckpointError
+from longfire.listing import is_file, paths_in
 from longfire.regular_files import open_regular, read_regular
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ THREADS = 8  # hashing lets other threads run
 
 def write_checksums(folder: Path) -> None:
     """List every file of a folder. The last thing that is written of an export."""
-    files = sorted(filter(Path.is_file, folder.iterdir()))
+    files = [path for path in paths_in(folder) if is_file(path)]
     if folder / SUMS in files:
         files.remove(folder / SUMS)
     lines = [f"{digest}  {file.name}\n" for file, digest in zip(files, digests_of(files))]

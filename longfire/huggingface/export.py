@@ -35,6 +35,7 @@ from longfire.huggingface.tensors import Stored, layout
 from longfire.huggingface.transformers_files import compare_saved, save
 from longfire.huggingface.transformers_model import TransformersModel
 from longfire.huggingface.weight_files import INDEX, SINGLE
+from longfire.listing import names_in, walk
 from longfire.model import Model, on_meta
 from longfire.regular_files import read_regular
 from longfire.training.records import METRICS, records
@@ -244,7 +245,7 @@ def check_replaceable(folder: Path) -> None:
     """Raises SettingsError when the folder holds anything but an earlier export."""
     if not folder.exists() or is_export(folder):
         return
-    if not folder.is_dir() or any(folder.iterdir()):
+    if not folder.is_dir() or names_in(folder):
         raise SettingsError(
             f"{folder}: already there, and no export of longfire; name a new folder, or remove it"
         )
@@ -351,8 +352,10 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 
 def sync_files(folder: Path) -> None:
     """Wait until everything is on disk, readable by all who can read the config."""
-    for path in folder.rglob("*"):
-        if path.is_file():
+    for parent, _, names in walk(folder):
+        for name in names:
             # safetensors makes files that only their owner can read
-            shutil.copymode(folder / "config.json", path)
-        sync(path)
+            shutil.copymode(folder / "config.json", Path(parent, name))
+            sync(Path(parent, name))
+        if Path(parent) != folder:
+            sync(Path(parent))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from longfire.errors import SettingsError, first_line
 from longfire.huggingface.checksums import SUMS
+from longfire.listing import paths_in
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def model_folder(name: str, setting: str = "") -> Path:
         )
     logger.info(f"{named} is no folder here: fetching it from the hub")
     fetched = snapshot(name, [*DESCRIPTION_FILES, *SAFETENSORS], setting)
-    if not any(fetched.glob("*.safetensors")):
+    if not paths_in(fetched, "*.safetensors"):
         fetched = snapshot(name, [*DESCRIPTION_FILES, *PYTORCH_FILES], setting)
     return fetched
 

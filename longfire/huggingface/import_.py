@@ -33,6 +33,7 @@ from longfire.huggingface.hub_models import model_folder
 from longfire.huggingface.load import model_config_in, read_weights
 from longfire.huggingface.model_card import without_folders
 from longfire.huggingface.tensors import layout
+from longfire.listing import names_in
 from longfire.plugins import load_plugins
 from longfire.work_progress import WorkProgress
 
@@ -58,7 +59,7 @@ def import_hf(source: str, folder: Path, plugins: tuple[str, ...] = ()) -> Check
     """
     folder = Path(folder)
     remove_abandoned(folder.parent, folder.name)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.exists() and not (folder.is_dir() and not names_in(folder)):
         raise SettingsError(f"{folder}: already there; name a new folder, or remove it")
     load_plugins(plugins)
     theirs = model_folder(source)

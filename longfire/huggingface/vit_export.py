@@ -116,7 +116,9 @@ def both_logits(model: Model, folder: Path) -> tuple[Tensor, Tensor]:
     ours = Model(config, torch.float64).double().eval()
     ours.load_state_dict(model.state_dict())
     with quiet_transformers():
-        theirs = ViTForImageClassification.from_pretrained(folder, dtype=torch.float64)
+        theirs = ViTForImageClassification.from_pretrained(
+            folder, dtype=torch.float64, local_files_only=True
+        )
     return image_logits(ours, pixels_BCHW), theirs.eval()(pixels_BCHW).logits
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from longfire.errors import CheckpointError, first_line
+from longfire.listing import paths_in
 from longfire.own_files import read_json
 from longfire.regular_files import refuse_irregular
 
@@ -149,7 +150,7 @@ def weight_files(folder: Path) -> list[Path]:
     names = [*KINDS[".safetensors"], *KINDS[".bin"]]
     others: list[str] = []
     for pattern in OTHER_KINDS:
-        others += [path.name for path in folder.glob(pattern)]
+        others += [path.name for path in paths_in(folder, pattern)]
     refused = ""
     if others:
         shown = ", ".join(sorted(others)[:NAMES_SHOWN])

@@ -15,6 +15,7 @@ from longfire.data.validation import kept_records
 from longfire.errors import DataError, SettingsError
 from longfire.images.parquet import ImageParquet
 from longfire.images.sources import ImageFolder, ImageSource
+from longfire.listing import files_below
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def source_of(entry: str, name: str, images: Images, classification: Classificat
     files = [path]
     root = path.parent
     if path.is_dir():
-        files = sorted(path.rglob("*.parquet"))
+        files = files_below(path, "*.parquet")
         root = path
         if not files:
             return ImageFolder(path, name)

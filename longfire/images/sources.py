@@ -1,6 +1,5 @@
 """What a source of images gives, and the images of folders: a folder for each class."""
 
-import os
 from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
@@ -9,6 +8,7 @@ import numpy as np
 
 from longfire.data.file_checks import check_inside, check_links
 from longfire.errors import DataError
+from longfire.listing import paths_in, walk
 from longfire.regular_files import read_regular
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm")
@@ -87,8 +87,7 @@ class ImageFolder:
 
 def class_folders(root: Path) -> list[Path]:
     """The folders of the classes. Raises DataError for a folder of splits, or of loose images."""
-    found = [path for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
-    folders = sorted(found, key=lambda path: path.name)
+    folders = [path for path in paths_in(root) if path.is_dir() and path.name[0] != "."]
     for folder in folders:
         check_inside(folder, root)
     names = {folder.name for folder in folders}
@@ -107,7 +106,7 @@ def class_folders(root: Path) -> list[Path]:
 def images_below(folder: Path, root: Path) -> list[Path]:
     """The image files below a folder, by path. Folders behind links are not entered."""
     found: list[Path] = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in walk(folder):
         folders[:] = [name for name in folders if name[0] != "."]
         for name in names:
             if name[0] != "." and name.lower().endswith(SUFFIXES):

@@ -16,13 +16,14 @@ import logging
 import os
 import stat
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
 from longfire.aside import folder_aside
 from longfire.config.run import Run
 from longfire.disk import put_in_place
+from longfire.listing import files_below, paths_in
 from longfire.plural import counted
 from longfire.regular_files import read_regular
 
@@ -158,7 +159,7 @@ def git(folder: Path, *words: str) -> bytes | None:
 def newest_snapshot(folder: Path) -> Path | None:
     """The snapshot of the latest step; None where there is none."""
     found: dict[int, Path] = {}
-    for place in folder.glob("step-*"):
+    for place in paths_in(folder, "step-*"):
         number = place.name.removeprefix("step-")
         if number.isascii() and number.isdigit():
             found[int(number)] = place
@@ -167,7 +168,7 @@ def newest_snapshot(folder: Path) -> Path | None:
 
 def contents_of(snapshot: Path) -> Contents:
     """The files of a snapshot."""
-    files: Iterable[Path] = (file for file in snapshot.rglob("*") if file.is_file())
+    files = files_below(snapshot)
     return {file.relative_to(snapshot).as_posix(): read_regular(file) for file in files}
 
 

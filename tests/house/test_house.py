@@ -25,6 +25,7 @@ FLOORS = [
         "own_files",
         "aside",
         "lazy_table",
+        "listing",
         "config",
         "training.lengths",
         "training.schedule",
@@ -466,6 +467,33 @@ def test_files_are_opened_by_regular_files(file):
         assert not of_name and not of_object, (
             f"{name_of(file)}:{node.lineno} opens a file: use longfire.regular_files"
         )
+
+
+LISTING = ("glob", "rglob", "iterdir", "walk", "scandir", "listdir", "exists", "is_file", "is_dir")
+# A checkpoint that is not seen is passed over for an older one.
+NOTHING_IS_PASSED_OVER = ("checkpoint/", "aside.py", "disk.py", "own_files.py")
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_folders_are_listed_by_listing(file):
+    """Others leave out what cannot be read, and nobody sees that it is missing."""
+    if name_of(file) == "listing.py":
+        return
+    is_strict = name_of(file).startswith(NOTHING_IS_PASSED_OVER)
+    for name, call in calls(file):
+        module, _, function = name.rpartition(".")
+        forbidden = LISTING if is_strict else LISTING[:6]
+        by_other = function in forbidden and module not in ("", "ast", "listing")
+        assert not by_other, f"{name_of(file)}:{call.lineno} {name}: use longfire.listing"
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_transformers_reads_a_folder_without_the_network(file):
+    """It takes a folder that it cannot see for a name of the hub."""
+    for name, call in calls(file):
+        if name.endswith(".from_pretrained"):
+            given = {keyword.arg for keyword in call.keywords}
+            assert "local_files_only" in given, f"{name_of(file)}:{call.lineno}"
 
 
 LIGHT = [

@@ -10,6 +10,7 @@ from longfire.config.aliases.flash_attention import schedule as schedule_of_flas
 from longfire.config.aliases.meaning import Dropped, Old, Started, WithOthers
 from longfire.config.paths import may_be_on_hub
 from longfire.errors import SettingsError
+from longfire.listing import paths_in
 
 # What weights are kept in: files of Hugging Face, old and new, and the checkpoints of a run
 WEIGHTS_OF_HUGGING_FACE = ("*.safetensors", "*.bin")
@@ -86,7 +87,7 @@ def schedule(value: str, others: Mapping[str, str]) -> dict[str, object]:
 
 def holds(folder: str, patterns: Iterable[str]) -> bool:
     """Whether a folder has something of a name that one of the patterns describes."""
-    return any(any(Path(folder).expanduser().glob(pattern)) for pattern in patterns)
+    return any(paths_in(Path(folder).expanduser(), pattern) for pattern in patterns)
 
 
 def scratch_or_weights(value: str) -> dict[str, str]:
