@@ -1,40 +1,14 @@
 """ending_signals.py: a signal ends a command by an exception, which no library loses and which does no harm."""
 
 import signal
-import subprocess
-import sys
 
 import pytest
-
-
-def run_python(code: str, timeout: float = 20) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout
-    )
-
-
-TERMINABLE = """
-import os, signal, threading, time
-from longfire.ending_signals import Terminated, terminable
-from longfire.launch import StopRequest
-threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
-try:
-    with terminable(grace_seconds={grace}):
-        {body}
-except Terminated:
-    print("cleaned up")
-"""
+from signalled import TERMINABLE, WAITS_IN_A_LIBRARY, run_python
 
 
 def test_sigterm_ends_what_has_nothing_to_save():
     done = run_python(TERMINABLE.format(grace=10, body="time.sleep(60)"))
     assert done.returncode == 0 and done.stdout == "cleaned up\n"
-
-
-WAITS_IN_A_LIBRARY = (
-    "import ctypes; libc = ctypes.CDLL(None); lock = ctypes.create_string_buffer(64); "
-    "libc.pthread_mutex_lock(lock); libc.pthread_mutex_lock(lock)"
-)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -2,22 +2,15 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+from signalled import TERMINABLE, WAITS_IN_A_LIBRARY, run_python
 
 from longfire import launch
 from longfire.config.settings import Comm
 from longfire.errors import SettingsError
 from longfire.launch import StopRequest, Watchdog
-
-
-def run_python(code: str, timeout: float = 20) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout
-    )
 
 
 @pytest.fixture
@@ -113,25 +106,6 @@ def test_a_second_sigterm_changes_nothing():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.exit_code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-TERMINABLE = """
-import os, signal, threading, time
-from longfire.ending_signals import Terminated, terminable
-from longfire.launch import StopRequest
-threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
-try:
-    with terminable(grace_seconds={grace}):
-        {body}
-except Terminated:
-    print("cleaned up")
-"""
-
-
-WAITS_IN_A_LIBRARY = (
-    "import ctypes; libc = ctypes.CDLL(None); lock = ctypes.create_string_buffer(64); "
-    "libc.pthread_mutex_lock(lock); libc.pthread_mutex_lock(lock)"
-)
 
 
 CLOSED = """
