@@ -23,7 +23,7 @@ from small_runs import command_line, recorded
 
 from longfire.cli import main
 from longfire.config.run import Run
-from longfire.errors import SettingsError
+from longfire.errors import DataError, SettingsError
 from longfire.images.batch import ImageBatch
 from longfire.initialise import build
 from longfire.launch import World
@@ -358,6 +358,13 @@ def test_an_import_names_what_trains_and_evaluates_it(learned, tmp_path, capsys)
 def test_an_export_that_their_class_cannot_express_is_refused(digits, tmp_path):
     with pytest.raises(SettingsError, match="cannot express pool = 'mean'"):
         Run.compose(None, words(digits, tmp_path / "run", **{"checkpoint.export": "true"}))
+
+
+def test_images_of_one_class_are_refused(digits, tmp_path, capsys):
+    shutil.copytree(digits / "val" / "0", tmp_path / "train" / "0")
+    changes = {"data.dataset": str(tmp_path / "train"), "data.validation": ""}
+    assert main(command_line(words(digits, tmp_path / "run", **changes))) == DataError.exit_code
+    assert "every record has the class '0'" in capsys.readouterr().err
 
 
 def test_a_run_is_not_resumed_with_other_classes(digits, tmp_path, capsys):

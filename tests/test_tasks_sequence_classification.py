@@ -208,6 +208,14 @@ def test_a_class_that_only_validation_has_is_named(data, tmp_path, capsys):
     assert "more.jsonl:1: the class 'neither' is not one of the 2" in capsys.readouterr().err
 
 
+def test_records_of_one_class_are_refused(data, tmp_path, capsys):
+    (tmp_path / "same.jsonl").write_text('{"review": "so", "kind": "good"}\n' * 40)
+    changes = {"data.dataset": str(tmp_path / "same.jsonl"), "data.validation": ""}
+    assert main(command_line(words(data, tmp_path / "run", **changes))) == DataError.exit_code
+    assert "every record has the class 'good'" in capsys.readouterr().err
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

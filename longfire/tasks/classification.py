@@ -19,7 +19,7 @@ from longfire.config.run import DATA_JSON
 from longfire.config.run_folder import keep
 from longfire.config.run_settings import RunSettings
 from longfire.data.step_batch import StepBatch
-from longfire.errors import SettingsError
+from longfire.errors import DataError, SettingsError
 from longfire.evaluation.evaluate import EvaluationStopped
 from longfire.huggingface.load import model_of
 from longfire.mixers.cache import Cache
@@ -193,6 +193,16 @@ class ClassificationTask(Task):
 
     def result_line(self, source: str, numbers: dict[str, float]) -> str:
         return line_of_result(source, numbers)
+
+
+def check_several(classes: Sequence[str]) -> None:
+    """Raises DataError where the training records have one class: their loss is 0 whatever the
+    model is."""
+    if len(classes) < 2:
+        raise DataError(
+            f"data.dataset: every record has the class {classes[0]!r}, so there is nothing to "
+            "learn: name data of two classes or more, and check classification.label_field"
+        )
 
 
 def keep_classes(run: "Run", classes: tuple[str, ...]) -> None:

@@ -25,7 +25,7 @@ from longfire.images.decoding import refuse_without_pillow
 from longfire.model import Model
 from longfire.parallel.axes import DATA
 from longfire.tasks.class_losses import image_logits, image_losses
-from longfire.tasks.classification import ClassificationTask
+from longfire.tasks.classification import ClassificationTask, check_several
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class ImageClassification(ClassificationTask):
         run = self.run
         with self.mesh.raise_on_all_ranks():
             self.dataset: ImageDataset = read_dataset(run.data, run.images, run.classification)
+            check_several(self.dataset.classes)
         with self.batches_of_dataset() as self.batches:
             yield
 

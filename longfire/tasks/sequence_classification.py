@@ -32,7 +32,7 @@ from longfire.ops.documents import Documents
 from longfire.parallel.axes import DATA
 from longfire.regular_files import read_regular
 from longfire.tasks.class_losses import class_logits, class_losses, text_hidden, text_pooled
-from longfire.tasks.classification import ClassificationTask
+from longfire.tasks.classification import ClassificationTask, check_several
 from longfire.training.start import keep_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -109,6 +109,7 @@ class SequenceClassification(ClassificationTask):
         for source in sources:
             labels.update(source.labels)
         self._classes = classes_of(labels)
+        check_several(self._classes)
         fraction = 0.0 if run.data.validation else run.data.validation_fraction
         for source in sources:
             identities = [f"row {number}" for number in range(len(source.texts))]
