@@ -31,6 +31,11 @@ def raised(error: Exception) -> Exception:
         (MemoryError(), "not enough memory (MemoryError)"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "not enough"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "not enough memory (CUDA"),
+        (
+            RuntimeError("unable to open file <a> in read-only mode: Too many open files (24)"),
+            "unable to open file <a> in read-only mode: Too many open files (24): raise the limit",
+        ),
+        (Exception("Permission denied (os error 13)"), "Permission denied (os error 13): check"),
         (RuntimeError("can't start new thread"), "no more threads can be started"),
     ],
 )

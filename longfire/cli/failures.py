@@ -31,6 +31,8 @@ ADVICE = {
     "training.threads and data.num_workers",
     errno.ENOMEM: "end other programs, or choose smaller sizes (`longfire plan` forecasts memory)",
 }
+# How errors of torch and of Rust's libraries end that are of the operating system
+NUMBERED = ("{} ({})", "{} (os error {})")
 # Beginnings or parts of errors of Python and torch that have no number.
 NO_THREADS = ("can't start new thread",)
 NO_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory")
@@ -68,6 +70,9 @@ def refusal_of(error: Exception) -> str:
         advice = ADVICE.get(error.errno, "")
         return f"{named}{os.strerror(error.errno)}" + (f": {advice}" if advice else "")
     text = str(error)
+    for number, advice in ADVICE.items():
+        if any(form.format(os.strerror(number), number) in text for form in NUMBERED):
+            return f"{first_line(error)}: {advice}"
     if isinstance(error, MemoryError) or any(part in text for part in NO_MEMORY):
         return f"not enough memory ({first_line(error)}): {ADVICE[errno.ENOMEM]}"
     if any(part in text for part in NO_THREADS):
