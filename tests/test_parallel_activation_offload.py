@@ -1,4 +1,4 @@
-"""parallel/activation_offload.py: gradients to the bit for any window; each tensor is copied once; what is on its way is bounded."""
+"""parallel/activation_offload.py: gradients to the bit for any window; each tensor is copied once; what is in transit is bounded."""
 
 from unittest.mock import patch
 
@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from longfire.parallel.activation_offload import ActivationOffload, Kept, Window
+from longfire.parallel.activation_offload import (
+    ActivationOffload,
+    InTransit,
+    SavedByForward,
+    SavedOnHost,
+    Window,
+)
 
 T, D = 32, 16
 TENSOR_BYTES = T * D * 8
@@ -15,7 +21,7 @@ WINDOWS = {"none": 0, "two tensors": 2 * TENSOR_BYTES, "all": 2**30}
 
 
 class Projections(nn.Module):
-    """Three matrices and one input; its square is kept as a transpose."""
+    """Three matrices and one input; one of their products is saved as a transpose."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -78,7 +84,7 @@ def test_a_graph_that_is_used_twice(window: int):
 
 
 def test_each_tensor_goes_once_and_comes_back_once():
-    """Three products keep the same input."""
+    """Three products save the same input."""
     offload = ActivationOffload(window_bytes=0)
     to_host: list[tuple[int, ...]] = []
     to_device: list[tuple[int, ...]] = []
@@ -99,58 +105,117 @@ def test_each_tensor_goes_once_and_comes_back_once():
     assert sorted(to_device) == sorted(kept)
 
 
-def test_what_is_on_its_way_is_bounded():
+def test_what_is_in_transit_is_bounded():
     window = 3 * TENSOR_BYTES
     offload = ActivationOffload(window_bytes=window)
     seen: list[int] = []
     add = Window.add
 
-    def counted(self: Window, moving: object) -> None:
-        add(self, moving)
+    def counted(self: Window, transit: object) -> None:
+        add(self, transit)
         seen.append(self.bytes)
 
     with patch.object(Window, "add", counted):
         run_blocks(model_of(), input_of(0), offload).sum().backward()
     assert window <= max(seen) <= window + TENSOR_BYTES
-    assert offload.coming.bytes == 0
+    assert offload.to_device.bytes == 0
 
 
 def test_what_comes_back_has_been_asked_for_before():
     """A block's worth ahead: no tensor is fetched when it is asked for only. The first ones have not left."""
     offload = ActivationOffload(window_bytes=6 * TENSOR_BYTES)
     asked: list[bool] = []
-    give_back = ActivationOffload.give_back
+    unpack = ActivationOffload.unpack
 
-    def seen(self: ActivationOffload, kept: object) -> Tensor:
-        if isinstance(kept, Kept):
-            asked.append(kept.moving is not None)
-        return give_back(self, kept)
+    def seen(self: ActivationOffload, saved: object) -> Tensor:
+        if isinstance(saved, SavedOnHost):
+            asked.append(saved.transit is not None)
+        return unpack(self, saved)
 
-    with patch.object(ActivationOffload, "give_back", seen):
+    with patch.object(ActivationOffload, "unpack", seen):
         run_blocks(model_of(), input_of(0), offload).sum().backward()
     assert all(asked) and len(asked) > 20
+
+
+def nothing_is_left(offload: ActivationOffload) -> bool:
+    """After the next forward has begun."""
+    with offload():
+        pass
+    windows = (offload.to_host, offload.to_device)
+    return not any(window.bytes or window.by_forward for window in windows)
 
 
 def test_a_graph_that_is_dropped_leaves_nothing():
     offload = ActivationOffload(window_bytes=2**30)
     output_TD = run_blocks(model_of(), input_of(0), offload)
-    assert offload.leaving.bytes > 0
+    assert offload.to_host.bytes > 0
     del output_TD
-    with offload():
-        pass
-    assert offload.leaving.bytes == 0 and offload.coming.bytes == 0
+    assert nothing_is_left(offload)
 
 
 def test_half_a_backward_leaves_nothing():
     """What was fetched ahead for nodes that nobody asked for is dropped with its graph."""
-    offload = ActivationOffload(window_bytes=2**20)
+    offload = ActivationOffload(window_bytes=6 * TENSOR_BYTES)
     model = model_of(3)
     output_TD = run_blocks(model, input_of(0), offload)
     torch.autograd.grad(output_TD.sum(), model[2].a)
+    assert offload.to_device.bytes > 0
     del output_TD
-    with offload():
-        pass
-    assert offload.leaving.bytes == 0 and offload.coming.bytes == 0
+    assert nothing_is_left(offload)
+
+
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+def test_inputs_first_and_weights_later(window: int):
+    """The order of pipelines without bubbles."""
+    plain, offloaded = model_of(), model_of()
+    for model, how in ((plain, None), (offloaded, ActivationOffload(window_bytes=window))):
+        x_TD = input_of(0).requires_grad_()
+        loss = run_blocks(model, x_TD, how).square().sum()
+        torch.autograd.grad(loss, x_TD, retain_graph=True)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        for parameter, gradient in zip(model.parameters(), gradients):
+            parameter.grad = gradient
+    same_bits(plain, offloaded)
+
+
+def test_the_work_of_the_host_grows_with_the_number_of_tensors(monkeypatch):
+    """And not with its square: thousands of small ones fill a window."""
+    looks = 0
+    add = SavedByForward.append
+
+    class Looked(list):
+        def __getitem__(self, place):
+            nonlocal looks
+            looks += 1
+            return super().__getitem__(place)
+
+    def appending(self: SavedByForward, saved: SavedOnHost) -> None:
+        self.saved = self.saved if isinstance(self.saved, Looked) else Looked()
+        add(self, saved)
+
+    def asked(self: InTransit) -> bool:
+        nonlocal looks
+        looks += 1
+        return False  # the copies take long
+
+    monkeypatch.setattr(SavedByForward, "append", appending)
+    monkeypatch.setattr(InTransit, "is_copied", asked)
+    counts = []
+    for tensors in (100, 400):
+        looks = 0
+        offload = ActivationOffload(window_bytes=tensors * D * 8 // 2)
+        weights = [torch.ones(D, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+        outputs = []
+        for weight in weights:
+            with offload():
+                y_D = input_of(0)[0]
+                for _ in range(tensors):
+                    y_D = y_D * weight
+            outputs.append(y_D.sum())
+        for output in outputs:  # as in a pipeline: the second one's are still on their way
+            output.backward()
+        counts.append(looks)
+    assert 0 < counts[1] <= 5 * counts[0]
 
 
 def test_a_tensor_that_is_changed_in_place_is_found():
@@ -238,9 +303,11 @@ def test_what_is_copied_is_dense():
 
 def test_weights_whole_numbers_and_expanded_tensors_stay():
     offload = ActivationOffload(window_bytes=0)
-    model = model_of(1)
+    one, other = model_of(1)[0].a, model_of(1)[0].b
     number = torch.ones((), dtype=torch.float64, requires_grad=True)
     with patch.object(ActivationOffload, "copy", side_effect=AssertionError("copied")), offload():
-        (model[0].a * 2).sum()
-        number.expand(T, D).sum()
-        input_of(0).requires_grad_()[torch.arange(3)].sum()
+        products = [one * other, one @ other.T, number.expand(D, D) * one]
+        picked = input_of(0).requires_grad_()[torch.arange(3)]
+    saved = [products[0].grad_fn._saved_self, products[0].grad_fn._saved_other]
+    assert [x.data_ptr() for x in saved] == [one.data_ptr(), other.data_ptr()]
+    (sum(product.sum() for product in products) + picked.sum()).backward()

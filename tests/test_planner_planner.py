@@ -238,7 +238,10 @@ def test_activations_on_the_host_are_counted_there(compose):
     for moment in memory.moments():
         if moment.where.endswith("of layer 0") and not moment.where.startswith("gradients"):
             assert moment.activations > part.kept_on_host > 0
-    one_way = there.host_bytes / cost.HOST_LINK
+    planned = planners[1].of_recipe()
+    parts = [planner.part(planned, name, planner.seq_len) for name in planner.names_of(planned, 0)]
+    assert there.host_bytes == sum(part.pinned_on_host for part in parts)
+    one_way = sum(part.kept_on_host for part in parts) / cost.HOST_LINK
     compute = there.parts["compute"]
     waited = max(0, one_way - compute / 3) + max(0, one_way - compute * 2 / 3)
     assert seconds == pytest.approx(waited)

@@ -13,7 +13,7 @@ from longfire.optim.contract import Update
 from longfire.parallel.context_cost import CommunicationCost
 from longfire.parallel.plan import reshards
 from longfire.planner.forecast import Plan
-from longfire.planner.part import MASTER_BYTES
+from longfire.planner.part import MASTER_BYTES, pinned_bytes
 
 
 class Group(NamedTuple):
@@ -60,11 +60,6 @@ class Group(NamedTuple):
 
 
 NOTHING = Group(0, 0, 0.0, 0.0)
-
-
-def pinned_bytes(size: int) -> int:
-    """What torch pins for a tensor of so many bytes: the next power of two."""
-    return 1 << (size - 1).bit_length()
 
 
 class FSDPMemory(NamedTuple):

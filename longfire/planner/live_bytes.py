@@ -69,9 +69,9 @@ class LiveBytes(TorchDispatchMode):
             self.sizes[key] = storage.nbytes()
 
     @property
-    def host_bytes(self) -> int:
-        """Of what lives in the host's memory."""
-        return sum(self.on_host.values())
+    def host_tensors(self) -> tuple[int, ...]:
+        """The bytes of each tensor that lives in the host's memory, the oldest first."""
+        return tuple(self.on_host.values())
 
     def forget(self, key: int) -> None:
         """A storage has died."""

@@ -27,7 +27,7 @@ class Part:
     forward, backward: after each operation; what enters is counted, and so are the parameters'
     gradients. further: the backward of a micro-batch whose gradients are added to those of an
     earlier one, which are held before it. kept: from forward to backward, without what the next
-    part is given. passed: that. kept_on_host: from forward to backward, in the host's memory.
+    part is given. passed: that. on_host: of each tensor that is kept in the host's memory.
     """
 
     forward: tuple[int, ...]
@@ -36,7 +36,17 @@ class Part:
     kept: int
     passed: int
     operations: tuple[str, ...] = ()  # of the forward
-    kept_on_host: int = 0
+    on_host: tuple[int, ...] = ()
+
+    @cached_property
+    def kept_on_host(self) -> int:
+        """What is copied to the host in a forward, and back in its backward."""
+        return sum(self.on_host)
+
+    @cached_property
+    def pinned_on_host(self) -> int:
+        """The memory of the host that this takes."""
+        return sum(pinned_bytes(size) for size in self.on_host)
 
     @cached_property
     def forward_peak(self) -> int:
@@ -71,13 +81,25 @@ class Part:
             peak_on_lines(one.further, two.further, (0, 0), count),
             on_line(one.kept, two.kept, count),
             on_line(one.passed, two.passed, count),
-            kept_on_host=on_line(one.kept_on_host, two.kept_on_host, count),
+            on_host=each_on_line(one.on_host, two.on_host, count),
         )
 
 
 def on_line(one: int, two: int, count: float) -> int:
     """The value at `count` of the straight line through those at 1 and 2."""
     return round(one + (two - one) * (count - 1))
+
+
+def each_on_line(one: tuple[int, ...], two: tuple[int, ...], count: float) -> tuple[int, ...]:
+    """The same for several values, which are as many at 1 as at 2; else their sum."""
+    if len(one) != len(two):
+        return (on_line(sum(one), sum(two), count),)
+    return tuple(on_line(first, second, count) for first, second in zip(one, two))
+
+
+def pinned_bytes(size: int) -> int:
+    """What torch pins for a tensor of so many bytes: the next power of two."""
+    return 1 << (size - 1).bit_length() if size else 0
 
 
 def peak_on_lines(
@@ -179,7 +201,7 @@ def traced(
         del box
         passed = y.untyped_storage().nbytes() if y.dim() else 0
         kept = live.now - before - passed
-        kept_on_host = live.host_bytes
+        on_host = live.host_tensors
         operations = len(live.instants)
         loss = Exit.apply(y) if y.dim() else y
         del y
@@ -194,7 +216,7 @@ def traced(
         kept=kept,
         passed=passed,
         operations=tuple(live.operations[:operations]),
-        kept_on_host=kept_on_host,
+        on_host=on_host,
     )
 
 

@@ -130,7 +130,8 @@ class ProcessMemory:
         activation_checkpoint.offload what the blocks of the micro-batches on their way keep."""
         plan = self.plan
         in_flight = cost.in_flight(self.process, plan.pp, plan.microbatches, self.schedule)
-        held = in_flight * self.kept_on_host + self.copied_for_checkpoint
+        pinned = sum(part.pinned_on_host for part in self.parts.values())
+        held = in_flight * pinned + self.copied_for_checkpoint
         if not self.on_device:
             for group in self.group.values():
                 held += 2 * MASTER_BYTES * group.shard + group.state
@@ -139,7 +140,7 @@ class ProcessMemory:
 
     @property
     def kept_on_host(self) -> float:
-        """What a micro-batch keeps there."""
+        """What a micro-batch keeps in the host's memory."""
         return float(sum(part.kept_on_host for part in self.parts.values()))
 
     @property
@@ -155,17 +156,15 @@ class ProcessMemory:
 
     def kept_of_others(self, keeps: dict[int | str, float]) -> float:
         """The bytes that are kept for other micro-batches, those of tokens, of what one stage
-        passes to the next, and of what is on its way to the host's memory or back."""
+        passes to the next, and of what is in transit to the host's memory or back."""
         plan = self.plan
         others = cost.in_flight(self.process, plan.pp, plan.microbatches, self.schedule) - 1
-        passes = 0.0
-        if plan.pp > 1:
-            # received from one stage and given to the next
-            passes = 2 * max(part.passed for part in self.parts.values())
+        one_tensor = max(part.passed for part in self.parts.values())
+        # received from one stage and given to the next
+        passes = 2 * one_tensor if plan.pp > 1 else 0
         kept = others * (passes + sum(keeps.values()))
         kept += passes + LABELS * plan.batch_size * plan.microbatches * self.here
-        passes = max(part.passed for part in self.parts.values())
-        kept += min(WINDOW_BYTES + passes, self.kept_on_host)
+        kept += min(WINDOW_BYTES + one_tensor, self.kept_on_host)
         return kept
 
     def offloaded_at_once(self, name: int | str) -> float:

@@ -1,6 +1,9 @@
 """What blocks keep goes to the host and comes back on a stream of its own: the host waits for nothing, each tensor crosses once in
 each direction, and the device holds less."""
 
+import weakref
+from unittest.mock import patch
+
 import counts
 import pytest
 import torch
@@ -13,12 +16,11 @@ from longfire.model import Model
 from longfire.ops.choice import choose
 from longfire.parallel.activation_offload import ActivationOffload
 from longfire.parallel.apply import parallelize
+from longfire.planner.part import pinned_bytes
 
 CUDA = torch.device("cuda", 0)
 B, T = 2, 512
 MIXERS = ("attention", "gla", "gated_delta_net", "mamba2")
-
-
 WINDOW_BYTES = 2**20  # which a model of a few MiB fills
 
 
@@ -71,6 +73,29 @@ def test_the_host_waits_for_nothing(mixer: str, mode: str):
     # The last ones are still there when the backward asks for them.
     assert 0 < done.to_device < done.to_host
     assert 0 < done.bytes_to_host - done.bytes_to_device <= 2 * WINDOW_BYTES
+
+
+def test_the_host_holds_what_the_planner_counts():
+    """Powers of two: torch pins no smaller block, and gives it to one tensor at a time."""
+    copies: list[weakref.ref[torch.Tensor]] = []
+    copy = ActivationOffload.copy
+
+    def noted(self: ActivationOffload, x: torch.Tensor, device: torch.device):
+        there, copied = copy(self, x, device)
+        if device.type == "cpu":
+            copies.append(weakref.ref(there))
+        return there, copied
+
+    with without_numbers(), patch.object(ActivationOffload, "copy", noted):
+        model = model_of("attention", ActivationCheckpoint(offload=True), compiled=False)
+        torch.empty(2**28, dtype=torch.uint8, pin_memory=True)  # then torch finds what is free
+        before = torch.cuda.host_memory_stats()["active_bytes.current"]
+        loss = model(torch.zeros(B, T - 100, dtype=torch.long, device=CUDA)).sum()
+        held = torch.cuda.host_memory_stats()["active_bytes.current"] - before
+    saved = [copy() for copy in copies]
+    sizes = [x.untyped_storage().nbytes() for x in saved if x is not None]
+    assert held == sum(pinned_bytes(size) for size in sizes) > 1.2 * sum(sizes) > 0
+    assert loss.requires_grad  # its graph has lived until here
 
 
 def test_copies_run_beside_the_computation():
