@@ -8,22 +8,29 @@ A folder that does not exist has nothing in it. Every list is sorted.
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from glob import has_magic
+from operator import attrgetter
 from pathlib import Path
 
 # What a file system keeps for itself, and nobody else may read
 OF_FILE_SYSTEM = "lost+found"
-# Nothing is there: no such name, a part of the path is a file, or links that lead to each other
-ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+# Nothing is there: no such name, a part of the path is a file, links that lead to each other, or a
+# name that is too long for any file
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def names_in(folder: Path) -> list[str]:
     """The names in a folder. Raises OSError."""
-    if not is_folder(folder):
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        if error.errno in ABSENT:
+            return []
+        raise
+    except ValueError:  # a name with a null byte, which no folder has
         return []
-    return sorted(os.listdir(folder))
 
 
 def paths_in(folder: Path, pattern: str = "*") -> list[Path]:
@@ -32,75 +39,127 @@ def paths_in(folder: Path, pattern: str = "*") -> list[Path]:
     return [folder / name for name in names_in(folder) if fnmatchcase(name, pattern)]
 
 
+def hints_in(folder: Path, pattern: str = "*") -> list[Path]:
+    """As `paths_in`, for the names that a message proposes: none where the folder cannot be
+    read."""
+    try:
+        return paths_in(folder, pattern)
+    except OSError:
+        return []
+
+
 def files_below(folder: Path, pattern: str = "*") -> list[Path]:
-    """The files at any depth under names of this pattern. A linked folder is not entered. Raises
-    OSError."""
+    """The files at any depth under names of this pattern. Every link is one of them: to a folder,
+    which is not entered, and to nothing, so that its reader reports it. Raises OSError."""
     found = []
-    for parent, _, names in walk(folder):
-        found += [Path(parent, name) for name in names if fnmatchcase(name, pattern)]
-    return sorted(path for path in found if is_file(path))
+    for parent, folders, files in walk(folder):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        found += [Path(parent, name) for name in files + links if fnmatchcase(name, pattern)]
+    return in_order(found)
+
+
+def in_order(paths: Iterable[Path]) -> list[Path]:
+    """Sorted as Path compares, but without its comparison, which is slow on Python 3.11."""
+    return sorted(paths, key=attrgetter("parts"))
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
     """As os.walk: each folder, and the names of the folders and files in it, from the top down. A
     hidden folder and lost+found that cannot be read are left out. Raises OSError for others."""
 
-    def raise_unless_hidden(error: OSError) -> None:
-        relative = os.path.relpath(error.filename, folder)
-        parts = Path(relative).parts
+    def raise_unless_left_out(error: OSError) -> None:
+        if error.errno in ABSENT:
+            return
+        parts = Path(os.path.relpath(error.filename or folder, folder)).parts
         is_hidden = any(part.startswith(".") and part != ".." for part in parts)
         if not is_hidden and OF_FILE_SYSTEM not in parts:
             raise error
 
-    return os.walk(folder, onerror=raise_unless_hidden)
+    return os.walk(folder, onerror=raise_unless_left_out)
 
 
 def matches(folder: Path, pattern: str) -> list[Path]:
     """What a pattern means in a folder, as glob.glob(pattern, root_dir=folder, recursive=True) has
     it: `**` is any number of folders, and a name that begins with a dot is matched by such a
-    pattern only. Raises OSError."""
-    parts = Path(pattern).parts
-    found = [folder]
-    for number, part in enumerate(parts):
-        is_last = number == len(parts) - 1
-        following = []
-        for path in found:
-            following += matches_of_part(path, part, is_last)
-        found = following
-    return sorted(set(found))
+    pattern only. lost+found is matched by its whole name only. Raises OSError."""
+    return in_order(set(each_match(folder, pattern)))
 
 
-def matches_of_part(folder: Path, part: str, is_last: bool) -> list[Path]:
+def has_match(folder: Path, pattern: str) -> bool:
+    """Whether there is anything that a pattern means in a folder. Raises OSError."""
+    return any(True for _ in each_match(folder, pattern))
+
+
+def each_match(folder: Path, pattern: str) -> Iterator[Path]:
+    """What a pattern means in a folder, some of it twice. Raises OSError."""
+    for path in matches_of_parts(folder, Path(pattern).parts):
+        if not pattern.endswith("/") or is_folder(path):
+            yield path
+
+
+def matches_of_parts(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+    """What the parts of a pattern mean in a folder, some of it twice. Raises OSError."""
+    if not parts:
+        yield folder
+        return
+    is_last = len(parts) == 1
+    for path in matches_of_part(folder, parts[0], is_last):
+        if is_last:
+            yield path
+        else:
+            yield from matches_of_parts(path, parts[1:])
+
+
+def matches_of_part(folder: Path, part: str, is_last: bool) -> Iterator[Path]:
     """What one part of a pattern means in a folder. Raises OSError."""
     if part == "**":
-        below = visible_below(folder, with_files=is_last)
-        return [folder, *below] if is_folder(folder) else []
-    if not has_magic(part):
-        return [folder / part] if exists(folder / part, follow_links=False) else []
-    found = paths_in(folder, part)
-    if part.startswith("."):
-        return found
-    return [path for path in found if not path.name.startswith(".")]
+        if is_folder(folder):
+            yield folder
+            yield from visible_below(folder, with_files=is_last)
+    elif not has_magic(part):
+        if exists(folder / part, follow_links=False):
+            yield folder / part
+    else:
+        for path in paths_in(folder, part):
+            if part.startswith(".") or is_visible(path.name):
+                yield path
 
 
-def visible_below(folder: Path, with_files: bool) -> list[Path]:
+def visible_below(folder: Path, with_files: bool) -> Iterator[Path]:
     """The folders, and files, at any depth whose names do not begin with a dot; linked folders are
     entered, but none twice on one way down. Raises OSError."""
-    found: list[Path] = []
-    for path in paths_in(folder):
-        if path.name.startswith(".") or path.name == OF_FILE_SYSTEM:
+    for entry in entries_in(folder):
+        if not is_visible(entry.name):
             continue
-        is_inner = is_folder(path)
+        path = folder / entry.name
+        # An entry knows its kind, which spares a network file system a request for each file
+        is_link = entry.is_symlink()
+        is_inner = is_folder(path) if is_link else entry.is_dir(follow_symlinks=False)
         if is_inner or with_files:
-            found.append(path)
-        if is_inner and not is_above(path):
-            found += visible_below(path, with_files)
-    return found
+            yield path
+        if is_inner and not (is_link and is_above(path)):
+            yield from visible_below(path, with_files)
 
 
-def is_above(path: Path) -> bool:
+def entries_in(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, with its kinds. Raises OSError."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=attrgetter("name"))
+    except OSError as error:
+        if error.errno in ABSENT:
+            return []
+        raise
+
+
+def is_visible(name: str) -> bool:
+    """Whether a pattern matches this name, without naming it."""
+    return not name.startswith(".") and name != OF_FILE_SYSTEM
+
+
+def is_above(link: Path) -> bool:
     """Whether a link leads to one of the folders that it is in."""
-    return path.is_symlink() and any(path.samefile(parent) for parent in path.parents)
+    return any(link.samefile(parent) for parent in link.parents)
 
 
 def is_file(path: Path) -> bool:

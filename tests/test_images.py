@@ -255,6 +255,14 @@ def test_a_broken_or_hostile_image_is_named(content, message):
     assert str(error.value).startswith("images/x.png: ") and message in str(error.value)
 
 
+def test_a_link_to_a_parquet_file_that_is_not_there_is_an_error(folder, tmp_path):
+    image = {"bytes": (folder / "a" / "1.png").read_bytes(), "path": None}
+    pq.write_table(pa.Table.from_pylist([{"image": image, "label": 0}]), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").symlink_to("not-fetched")
+    with pytest.raises(DataError, match=r"b\.parquet: no readable parquet file"):
+        batches_of(tmp_path)
+
+
 def test_no_link_leads_out_of_the_folder(folder, tmp_path):
     (tmp_path / "secret.png").write_bytes(png(1))
     link = folder / "a" / "9.png"

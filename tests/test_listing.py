@@ -11,7 +11,17 @@ import pytest
 from longfire import listing
 from longfire.checkpoint.folder import clean, files_of, recover
 from longfire.data.folders import all_files, matching
-from longfire.listing import exists, files_below, is_file, is_folder, matches, names_in, paths_in
+from longfire.listing import (
+    exists,
+    files_below,
+    has_match,
+    hints_in,
+    is_file,
+    is_folder,
+    matches,
+    names_in,
+    paths_in,
+)
 
 NAMES = ("a", "b.txt", "c.parquet", ".hidden", ".d.txt", "step-1")
 PATTERNS = (
@@ -28,6 +38,8 @@ PATTERNS = (
     "**/a/**/*.txt",
     "a/b.txt",
     "../*/*.txt",
+    "*/",
+    "**/",
     "missing/*",
     "b.txt/*",
 )
@@ -67,13 +79,15 @@ def test_patterns_mean_what_glob_has_them_mean(tmp_path, seed):
         expected = paths_of_glob(root, pattern)
         found = [path for path in matches(root, pattern) if path != root]
         assert found == [path for path in expected if path != root], pattern
+        assert has_match(root, pattern) == bool(matches(root, pattern)), pattern
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_lists_are_those_of_pathlib(tmp_path, seed):
     grow(tmp_path, random.Random(seed))
     assert paths_in(tmp_path, "*.txt") == sorted(tmp_path.glob("*.txt"))
-    expected = sorted(path for path in tmp_path.rglob("*.txt") if path.is_file())
+    found = tmp_path.rglob("*.txt")
+    expected = sorted(path for path in found if path.is_symlink() or not path.is_dir())
     assert files_below(tmp_path, "*.txt") == expected
     for path in tmp_path.rglob("*"):
         assert is_file(path) == path.is_file()
@@ -101,6 +115,38 @@ def test_what_no_file_can_be_named_is_not_there(tmp_path):
     assert names_in(tmp_path / "missing") == []
     assert not exists(Path("a\0b"))
     assert names_in(Path("a\0b")) == []
+    assert not exists(tmp_path / ("a" * 300))
+    assert names_in(tmp_path / ("a" * 300)) == []
+    assert matches(tmp_path, "a" * 300 + "/*") == []
+
+
+def test_what_is_removed_while_it_is_listed_is_not_there(tmp_path, monkeypatch):
+    """Other processes may write to the folder."""
+    (tmp_path / "inner/deep").mkdir(parents=True)
+
+    def vanishing(path="."):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    monkeypatch.setattr(os, "listdir", vanishing)
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert names_in(tmp_path / "inner") == []
+    assert files_below(tmp_path) == []
+    assert matches(tmp_path, "**/*.txt") == []
+
+
+def test_names_that_are_no_utf_8_are_found(tmp_path):
+    name = os.fsdecode(b"\xff.txt")
+    (tmp_path / name).write_text("text")
+    for pattern in ("*.txt", "**/*.txt", name):
+        assert matches(tmp_path, pattern) == [tmp_path / name]
+    assert files_below(tmp_path) == [tmp_path / name]
+
+
+def test_links_count_as_files_so_that_their_reader_reports_them(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name, target in (("a.txt", "nowhere"), ("b.txt", "folder"), ("c.txt", "c.txt")):
+        (tmp_path / name).symlink_to(target)
+    assert [path.name for path in files_below(tmp_path, "*.txt")] == ["a.txt", "b.txt", "c.txt"]
 
 
 @pytest.fixture
@@ -156,6 +202,31 @@ def test_what_holds_no_data_may_be_unreadable(tmp_path, unreadable, name):
     unreadable(name)
     assert all_files(tmp_path) == [tmp_path / "a.txt"]
     assert matches(tmp_path, "**/*.txt") == [tmp_path / "a.txt"]
+    assert matches(tmp_path, "*/*.txt") == []
+
+
+@pytest.mark.parametrize("call", ["listdir", "scandir", "stat"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_no_other_error_means_that_nothing_is_there(tmp_path, monkeypatch, call, number):
+    (tmp_path / "closed").mkdir()
+    whole = getattr(os, call)
+
+    def failing(path=".", *arguments, **options):
+        if Path(path).name == "closed":
+            raise OSError(number, os.strerror(number))
+        return whole(path, *arguments, **options)
+
+    monkeypatch.setattr(os, call, failing)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        exists(tmp_path / "closed")
+        names_in(tmp_path / "closed")
+        files_below(tmp_path)
+
+
+def test_a_hint_is_no_reason_to_fail(tmp_path, unreadable):
+    (tmp_path / "closed").mkdir()
+    unreadable("closed")
+    assert hints_in(tmp_path / "closed", "*.toml") == []
 
 
 @pytest.mark.parametrize("look", [recover, clean])

@@ -201,6 +201,14 @@ def test_a_broken_record_is_named(tmp_path, line, message):
     assert message in str(error.value)
 
 
+def test_a_link_without_its_file_is_an_error(tmp_path):
+    """Its records would be missing, and nobody would know."""
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 1}\n')
+    (tmp_path / "b.jsonl").symlink_to("not-fetched")
+    with pytest.raises(DataError, match=r"b\.jsonl: cannot be read"):
+        read_labelled(str(tmp_path), "a", "", "label")
+
+
 def test_a_class_that_only_validation_has_is_named(data, tmp_path, capsys):
     (tmp_path / "more.jsonl").write_text('{"review": "so", "kind": "neither"}\n')
     changes = {"data.validation": str(tmp_path / "more.jsonl")}

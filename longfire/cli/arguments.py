@@ -19,7 +19,7 @@ from longfire.config.paths import refuse_url
 from longfire.config.settings import SECTIONS
 from longfire.errors import SettingsError, UserError
 from longfire.launch import ALONE, World
-from longfire.listing import paths_in
+from longfire.listing import hints_in
 from longfire.messages import log_in_first_process, nothing_logged
 
 logger = logging.getLogger(__name__)
@@ -471,7 +471,7 @@ def refuse_unknown_word(name: str | None) -> None:
 
 def first_steps(prog: str) -> str:
     """What to type where nothing was typed."""
-    here = [path.name for path in paths_in(Path(), "*.toml") if path.name != "pyproject.toml"]
+    here = [path.name for path in hints_in(Path(), "*.toml") if path.name != "pyproject.toml"]
     lines = [f"{prog} needs a recipe, a TOML file that says what to train on what. To start:"]
     if here:
         lines.append(f"  {prog} {here[0]:<24} which is in this folder")

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from difflib import get_close_matches
-from glob import glob, has_magic
+from glob import has_magic
 from pathlib import Path
 from shlex import quote
 
@@ -11,7 +11,7 @@ from longfire.cli.arguments import Parser
 from longfire.cli.starter import KINDS, OTHER_NAMES, SIZES, chosen, starter
 from longfire.disk import write_whole
 from longfire.errors import SettingsError
-from longfire.listing import names_in
+from longfire.listing import exists, has_match, hints_in
 
 RECIPE = "recipe.toml"
 OURS = "embedded"  # a name of data.dataset that is never a file
@@ -92,10 +92,8 @@ def recipe_file(name: str) -> Path:
 
 def is_here(name: str) -> bool:
     """Whether a file or folder has this name, or a glob matches one."""
-    path = os.path.expanduser(name)
-    return bool(name) and (
-        os.path.exists(path) or (has_magic(path) and bool(glob(path, recursive=True)))
-    )
+    path = Path(os.path.expanduser(name))
+    return bool(name) and (exists(path) or (has_magic(name) and has_match(Path(), str(path))))
 
 
 def data_of(name: str, recipe: Path) -> str:
@@ -128,7 +126,8 @@ def data_of(name: str, recipe: Path) -> str:
         or bool(format_of(path))
     )
     if is_path:
-        near = get_close_matches(path.name, names_in(path.parent), 1)
+        here = [beside.name for beside in hints_in(path.parent)]
+        near = get_close_matches(path.name, here, 1)
         hint = f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
         raise SettingsError(f"--data {name}: no such file{hint}")
     return name

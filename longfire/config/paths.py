@@ -9,7 +9,7 @@ from pathlib import Path
 
 from longfire.config import shipped
 from longfire.errors import SettingsError
-from longfire.listing import matches
+from longfire.listing import has_match
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def find_path(name: str, beside: Path, also_in: Path | None = None) -> str:
     for folder in places:
         path = (folder / Path(name).expanduser()).absolute()
         if path.exists() or (
-            glob.has_magic(name) and matches(folder, str(Path(name).expanduser()))
+            glob.has_magic(name) and has_match(folder, str(Path(name).expanduser()))
         ):
             return str(path)
     return name

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from longfire.errors import SettingsError
-from longfire.listing import paths_in
+from longfire.listing import hints_in, paths_in
 
 PACKAGE = Path(__file__).parents[1]
 FOLDERS = (PACKAGE / "recipes", PACKAGE.parent / "recipes")
@@ -65,7 +65,7 @@ def recipe(name: str) -> Path:
             f"{name} is a model config, not a recipe: `longfire init` writes a recipe, which "
             f"`--model.config {name}` gives this model"
         )
-    beside = {path.stem: path for path in paths_in(given.parent, "*.toml")}
+    beside = {path.stem: path for path in hints_in(given.parent, "*.toml")}
     near = get_close_matches(given.stem, [*beside, *known], 1)
     if near:
         meant = beside.get(near[0], near[0])

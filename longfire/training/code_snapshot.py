@@ -23,7 +23,7 @@ from pathlib import Path
 from longfire.aside import folder_aside
 from longfire.config.run import Run
 from longfire.disk import put_in_place
-from longfire.listing import files_below, paths_in
+from longfire.listing import files_below, is_file, paths_in
 from longfire.plural import counted
 from longfire.regular_files import read_regular
 
@@ -168,7 +168,7 @@ def newest_snapshot(folder: Path) -> Path | None:
 
 def contents_of(snapshot: Path) -> Contents:
     """The files of a snapshot."""
-    files = files_below(snapshot)
+    files = [path for path in files_below(snapshot) if is_file(path)]
     return {file.relative_to(snapshot).as_posix(): read_regular(file) for file in files}
 
 
