@@ -86,9 +86,14 @@ def held_file(place: Path, suffix: str) -> tuple[Path, BinaryIO]:
         path = path.with_name(path.name + suffix)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         opened = open(descriptor, "w+b")  # noqa: SIM115 (the caller closes it)
-        with suppress(OSError):  # a file system without locks
+        is_taken = False
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if is_at(descriptor, path):
+        except BlockingIOError:
+            is_taken = True
+        except OSError:  # a file system without locks
+            pass
+        if not is_taken and is_at(descriptor, path):
             return path, opened
         opened.close()  # another process took it for abandoned before we held it
 

@@ -1,6 +1,7 @@
 """aside.py: what a killed process has written aside is removed by a later one, and nothing else is."""
 
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ import sys
 
 import pytest
 
-from longfire.aside import folder_aside, remove_abandoned, remove_all_abandoned
+from longfire.aside import folder_aside, held_file, remove_abandoned, remove_all_abandoned
 from longfire.disk import held, put_in_place, write_whole
 
 KILLED = """
@@ -106,6 +107,24 @@ def test_what_cannot_be_removed_is_no_error_and_goes_with_the_next_start(tmp_pat
     remove_all_abandoned(tmp_path)
     assert names(tmp_path / "code") == ["step-0"]
     assert names(tmp_path) == ["code", "file"]
+
+
+def test_a_new_file_that_another_process_takes_for_abandoned_is_given_up(tmp_path, monkeypatch):
+    """It holds the file already, and will remove it."""
+    calls = []
+    whole = fcntl.flock
+
+    def taken_once(file, operation):
+        calls.append(file)
+        if len(calls) == 1:
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
+        whole(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", taken_once)
+    path, opened = held_file(tmp_path / "file", "")
+    opened.close()
+    assert len(calls) == 2
+    assert len(names(tmp_path)) == 2 and path.name in names(tmp_path)
 
 
 def cannot_be_removed(path, **options):
