@@ -17,6 +17,7 @@ from longfire.config.read_model import model_config_at
 from longfire.config.run import DATA_JSON, ONCE, SAVED, Run
 from longfire.disk import held, write_whole
 from longfire.errors import CheckpointError, SettingsError
+from longfire.listing import exists
 from longfire.own_files import of_type, parse_toml, read_toml
 from longfire.training.schedule import STEP_PLAN
 from longfire.training.trackers import check_trackers
@@ -113,8 +114,8 @@ def settings_to_save(run: Run) -> Settings:
 def previous_settings(run: Run) -> Settings:
     """The settings of the run in this folder, by section; empty where none has been started yet."""
     # an imported run has a checkpoint before it has been started
-    was_started = (run.folder / DATA_JSON).exists()
-    if not was_started or not run.has_checkpoints or not (run.folder / RUN_TOML).exists():
+    was_started = exists(run.folder / DATA_JSON)
+    if not was_started or not run.has_checkpoints or not exists(run.folder / RUN_TOML):
         return {}
     fix = "restore it from a copy, or name another job.dump_folder"
     return read_toml(run.folder / RUN_TOML, Settings, SettingsError, fix)
@@ -147,7 +148,7 @@ def refuse_another_model(run: Run) -> None:
     """Raises SettingsError when the folder holds checkpoints of another model. How parameters are
     initialised may differ."""
     config = run.folder / "config.json"
-    if not config.exists() or not run.has_checkpoints:
+    if not exists(config) or not run.has_checkpoints:
         return
     there = model_config_at(config, run.model.backend).to_dict()
     here = run.known_model_config.to_dict()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longfire.errors import DataError
+from longfire.listing import is_file
 from longfire.regular_files import open_regular
 
 CARD = "README.md"
@@ -89,7 +90,7 @@ def read_card(folder: Path) -> Card | None:
     """The card of a cloned dataset; None where the README.md has no configurations. Raises
     DataError for one that cannot be read."""
     file = folder / CARD
-    if not file.is_file() or not names_configurations(file):
+    if not is_file(file) or not names_configurations(file):
         return None
     import huggingface_hub  # brings the reader of YAML; only clones of datasets need it
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from longfire.data import formats
 from longfire.data.chosen_files import ChosenFiles, some
 from longfire.errors import DataError
-from longfire.listing import paths_in
+from longfire.listing import exists, paths_in
 from longfire.regular_files import open_regular, refuse_irregular
 
 NUMBERED = re.compile(r"^(?P<before>.*?)(?P<number>\d+)-of-(?P<count>\d+)(?P<after>.*)$")
@@ -83,7 +83,7 @@ def check_links(files: Iterable[Path]) -> None:
     """No link may be without its file, as in a cache of the hub, git-annex or DVC whose content was
     not fetched, or was removed."""
     for file in files:
-        if file.is_symlink() and not file.exists():
+        if file.is_symlink() and not exists(file):
             raise DataError(
                 f"{file}: a link to {os.readlink(file)}, which is not there; fetch its content "
                 "(git annex get, dvc pull, hf download), or remove the link"

@@ -24,7 +24,7 @@ from longfire.data.file_checks import (
 )
 from longfire.data.splits import keep_split
 from longfire.errors import DataError
-from longfire.listing import matches
+from longfire.listing import is_file, is_folder, matches
 
 # Files of the library `datasets`.
 ABOUT_DATA = re.compile(
@@ -63,7 +63,7 @@ def in_folder(entry: str, root: Path, own: Mapping[str, str]) -> ChosenFiles:
     top = root
     if own["data_dir"]:
         top = check_inside(root / own["data_dir"], root)
-        if not top.is_dir():
+        if not is_folder(top):
             raise DataError(f"data.data_dir = {own['data_dir']!r}: no such folder in {root}")
     if own["data_files"]:
         failure = f"data.data_files = {own['data_files']!r}: no such file in {top}"
@@ -140,7 +140,7 @@ def matching(top: Path, patterns: Iterable[str], failure: str) -> tuple[Path, ..
         named.update(matches(top, pattern))
     found = sorted(named, key=lambda file: relative(file, top))
     check_links(found)
-    files = tuple(file for file in found if file.is_file())
+    files = tuple(file for file in found if is_file(file))
     if not files:
         raise DataError(failure)
     return files
@@ -173,12 +173,12 @@ def data_files(root: Path, top: Path) -> ChosenFiles:
     chosen = ChosenFiles(root, tuple(visible))
     chosen.leave_out("hidden", hidden)
     for file in visible:
-        if file.is_dir():
+        if is_folder(file):
             check_inside(file, root)
     chosen.keep_where(
-        lambda file: not file.is_dir(), "linked folders, whose files count where they are"
+        lambda file: not is_folder(file), "linked folders, whose files count where they are"
     )
-    chosen.keep_where(Path.is_file, "no regular files")
+    chosen.keep_where(is_file, "no regular files")
     leave_out_other_formats(chosen)
     leave_out_descriptions(chosen, top)
     if not chosen.files:

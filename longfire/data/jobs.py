@@ -22,7 +22,7 @@ from longfire.data.tokenizer import Tokenizer
 from longfire.data.tokens import TokenStore
 from longfire.data.validation import ValidationSplit, validation_split_of
 from longfire.errors import DataError
-from longfire.listing import matches, paths_in
+from longfire.listing import exists, matches, paths_in
 
 ADDRESS_FORMAT = 1  # part of every address: another number gives all stores other addresses
 
@@ -80,7 +80,7 @@ class Job:
 
     def made_in(self, folder: Path) -> "Job":
         """The same job; a store that nobody has begun is made in this folder."""
-        if self.folder.exists():
+        if exists(self.folder):
             return self
         return replace(self, folder=store_folder(self.source, self.header, folder))
 
@@ -121,7 +121,7 @@ def address_of(fingerprint: str, header: Header) -> str:
 
 def is_complete(store: Path) -> bool:
     """Whether there is a store in the folder that needs no more documents."""
-    return (store / MANIFEST).exists() and TokenStore(store).complete
+    return exists(store / MANIFEST) and TokenStore(store).complete
 
 
 def newest_store(header: Header, folder: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import TypedDict
 from longfire.data import formats
 from longfire.data.chosen_files import ChosenFiles, some
 from longfire.errors import DataError
+from longfire.listing import is_file
 from longfire.own_files import read_json
 
 SPLITS = {
@@ -64,7 +65,7 @@ def keep_split(entry: str, chosen: ChosenFiles, own: Mapping[str, str]) -> None:
     wanted = own["dataset_split"]
     is_chosen = bool(own["data_dir"] or own["data_files"])
     split_list = chosen.root / SPLIT_LIST
-    if split_list.is_file() and not is_chosen:
+    if is_file(split_list) and not is_chosen:
         keep_listed_split(entry, chosen, wanted, split_list)
         return
     splits = {}

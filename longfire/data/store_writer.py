@@ -35,7 +35,7 @@ from longfire.data.manifest import (
 )
 from longfire.data.token_record import TokenRecord, mask_of
 from longfire.disk import sync
-from longfire.listing import paths_in
+from longfire.listing import exists, paths_in
 from longfire.regular_files import open_without_link
 
 SHARD_TOKENS = 2**28  # 512 MiB of uint16
@@ -148,8 +148,8 @@ class StoreWriter:
     ) -> None:
         self.folder = folder
         self.manifest = new_manifest(header, shard_tokens, shard_documents)
-        exists = (folder / MANIFEST).exists()
-        if exists:
+        is_there = exists(folder / MANIFEST)
+        if is_there:
             self.manifest.update(read_manifest(folder))
             self.manifest["format"] = max(FORMAT, self.manifest["format"])
         self._text_bytes: dict[str, int] = {}
@@ -161,7 +161,7 @@ class StoreWriter:
         if not self.complete:
             for name in STREAMS:
                 self._columns[name] = self._continue(name, self.manifest["streams"][name])
-        if not exists:
+        if not is_there:
             self.commit({})
 
     @property

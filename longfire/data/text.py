@@ -19,6 +19,7 @@ from longfire.data.files import FileSource
 from longfire.data.record_format import RecordFormat
 from longfire.data.record_formats import record_format_of
 from longfire.errors import DataError, SettingsError
+from longfire.listing import is_file, is_folder
 
 EMBEDDED = "embedded"  # the source that names Python's own library
 # Left out of it: tests, installed packages, and the tables of character sets, which are numbers
@@ -142,7 +143,7 @@ def source_of(entry: str, data: settings.Data, own: Mapping[str, str]) -> Source
         return library()
     record_format = record_format_of(data, own["record_format"], own["text_field"])
     path = Path(entry).expanduser()
-    if path.is_file():
+    if is_file(path):
         if own["data_dir"] or own["data_files"]:
             raise DataError(
                 f"{entry}: data_dir and data_files choose inside a folder, and this is a file; "
@@ -150,7 +151,7 @@ def source_of(entry: str, data: settings.Data, own: Mapping[str, str]) -> Source
             )
         chosen = folders.in_file(path)
         description = ""
-    elif path.is_dir():
+    elif is_folder(path):
         chosen = folders.in_folder(entry, path, own)
         description = chosen.describe()
     elif glob.has_magic(entry):

@@ -1,7 +1,6 @@
 """The tensors in a folder of weights. Nothing that is read can run code: safetensors, and of
 PyTorch's own files their tensors only."""
 
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from longfire.errors import CheckpointError, first_line
-from longfire.listing import paths_in
+from longfire.listing import exists, is_file, paths_in
 from longfire.own_files import read_json
 from longfire.regular_files import refuse_irregular
 
@@ -143,9 +142,9 @@ def weight_files(folder: Path) -> list[Path]:
     """The files that hold a folder's weights: those of an index, or the single one; safetensors
     before all others. Raises CheckpointError."""
     for suffix, (single, index) in KINDS.items():
-        if (folder / index).exists():
+        if exists(folder / index):
             return indexed(folder, index, suffix)
-        if (folder / single).exists():
+        if exists(folder / single):
             return [folder / single]
     names = [*KINDS[".safetensors"], *KINDS[".bin"]]
     others: list[str] = []
@@ -177,7 +176,7 @@ def indexed(folder: Path, index: str, suffix: str) -> list[Path]:
             raise CheckpointError(
                 f"{folder / index}: {name!r} is not the name of a {suffix} file in the same folder"
             )
-        if not os.path.isfile(folder / name):  # false also for a name that is too long
+        if not is_file(folder / name):
             raise CheckpointError(
                 f"{folder / name}: the index names it, but it is not there; copy or download it "
                 "again"
