@@ -36,6 +36,7 @@ class Plan:
     degrees: dict[str, int] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
     remat: str = "none"
+    offload: bool = False
     compiled: bool = False
     lean: dict[str, Any] = field(
         default_factory=dict
@@ -103,7 +104,7 @@ def state_of(
     """A tiny model at step 0 under the plan, parameters and all else in this type."""
     model = on_meta(tiny_config(*mixers, **{"initializer_range": 0.05, **changes}), dtype).to(dtype)
     remat, parallelism = (
-        settings.ActivationCheckpoint(plan.remat),
+        settings.ActivationCheckpoint(plan.remat, offload=plan.offload),
         settings.Parallelism(**plan.given),
     )
     model = parallelize(model, remat, plan.compiled, mesh, parallelism, T, **plan.lean)

@@ -1,12 +1,16 @@
 """parallel/activation_offload.py: gradients to the bit for any window; each tensor is copied once; what is in transit is bounded."""
 
+from dataclasses import replace
 from unittest.mock import patch
 
+import plans
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from worlds import in_processes
 
+from longfire.model import Model
 from longfire.parallel.activation_offload import (
     ActivationOffload,
     InTransit,
@@ -14,9 +18,12 @@ from longfire.parallel.activation_offload import (
     SavedOnHost,
     Window,
 )
+from longfire.parallel.apply import roots
+from longfire.parallel.mesh import Mesh
 
 T, D = 32, 16
 TENSOR_BYTES = T * D * 8
+FOUR_LAYERS = ("gla", "attention", "gla", "attention")
 WINDOWS = {"none": 0, "two tensors": 2 * TENSOR_BYTES, "all": 2**30}
 
 
@@ -311,3 +318,42 @@ def test_weights_whole_numbers_and_expanded_tensors_stay():
     saved = [products[0].grad_fn._saved_self, products[0].grad_fn._saved_other]
     assert [x.data_ptr() for x in saved] == [one.data_ptr(), other.data_ptr()]
     (sum(product.sum() for product in products) + picked.sum()).backward()
+
+
+def counted_fetches(model: Model, window_bytes: int) -> list[int]:
+    """Let the offload of a model take this window; the numbers of what it fetches from now on."""
+    offload = roots(model)[0].saved_activations
+    assert isinstance(offload, ActivationOffload)
+    offload.window_bytes = window_bytes
+    fetch = offload.fetch
+    fetched: list[int] = []
+
+    def counted(saved: SavedOnHost) -> InTransit:
+        fetched.append(saved.number)
+        return fetch(saved)
+
+    offload.fetch = counted
+    return fetched
+
+
+def steps_of_pipeline(rank: int, schedule: str) -> int:
+    """Two steps with and without offload, to the bit; how many tensors came back."""
+    mesh = Mesh.of_degrees({"pp": 2}, "cpu")
+    plain = plans.Plan({"pp": 2}, {"pipeline_parallel_schedule": schedule})
+    expected = plans.state_of(FOUR_LAYERS, plain, mesh, torch.float64)
+    state = plans.state_of(FOUR_LAYERS, replace(plain, offload=True), mesh, torch.float64)
+    fetched = counted_fetches(state.model, window_bytes=2**12)  # of a few tensors
+    assert plans.steps(state, 2, microbatches=4) == plans.steps(expected, 2, microbatches=4)
+    found = plans.parts(state)
+    for name, boxes in plans.parts(expected).items():
+        for (_, numbers), (_, wanted) in zip(found[name], boxes, strict=True):
+            assert numbers.equal(wanted), name
+    return len(fetched)
+
+
+@pytest.mark.parametrize(
+    "schedule", ["1F1B", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"]
+)
+def test_no_schedule_of_a_pipeline_changes_a_step(schedule: str):
+    """Some of them ask for gradients of inputs first, and of weights later."""
+    assert all(fetched > 0 for fetched in in_processes(2, steps_of_pipeline, schedule))

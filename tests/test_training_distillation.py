@@ -18,6 +18,7 @@ from longfire.huggingface.convert import convert_weights
 from longfire.huggingface.export import export
 from longfire.ops.documents import Documents
 from longfire.optim import make_optimizer
+from longfire.parallel.activation_offload import ActivationOffload
 from longfire.parallel.mesh import ALONE
 from longfire.training.distillation import Distillation
 from longfire.training.step import train_step
@@ -105,6 +106,23 @@ def test_microbatches_add_up(models, kind):
     torch.testing.assert_close(
         whole, sum(learn.loss_sum(student, part, None) for part in batch.split(2))
     )
+
+
+@pytest.mark.parametrize("kind", ["hidden", "logits"])
+def test_what_waits_on_the_host_changes_nothing(models, kind):
+    teacher, student = models
+    learn, batch = distillation(teacher, kind=kind, ce_weight=0.5), a_batch()
+    learn.loss_sum(student, batch, None).backward()
+    expected = {name: parameter.grad for name, parameter in student.named_parameters()}
+    student.zero_grad()
+    student.saved_activations = ActivationOffload(window_bytes=2**12)  # a few tensors
+    learn.loss_sum(student, batch, None).backward()
+    learned = 0
+    for name, parameter in student.named_parameters():
+        if expected[name] is not None:
+            assert parameter.grad.equal(expected[name]), name
+            learned += 1
+    assert learned > 3
 
 
 @pytest.mark.parametrize("kind, learns", [("hidden", "only new mixers"), ("logits", "everything")])

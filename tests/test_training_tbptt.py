@@ -21,6 +21,7 @@ from longfire.mixers.mixer import Sequence
 from longfire.model import Model
 from longfire.ops.documents import Documents
 from longfire.ops.sequence_noise import row_noise
+from longfire.parallel.activation_offload import ActivationOffload
 from longfire.parallel.apply import parallelize, recompilations
 from longfire.parallel.axes import DATA
 from longfire.parallel.mesh import ALONE, Mesh
@@ -139,6 +140,20 @@ def test_what_is_computed_again_reads_the_state_that_it_read_before(name, mode):
     whole = learned(model_of(name), batch, None)
     again = parallelize(model_of(name), ActivationCheckpoint(mode), compiled=False)
     same(learned(again, batch, None, tbptt_segments=3, tbptt_exact=True), whole)
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["truncated", "exact"])
+def test_what_waits_on_the_host_changes_nothing(exact):
+    """The state that a segment is given is on the device, and what its blocks save is not."""
+    batch, training = batch_of("packed"), {"tbptt_segments": 3, "tbptt_exact": exact}
+    plain = learned(model_of("hybrid"), batch, None, **training)
+    model = parallelize(model_of("hybrid"), ActivationCheckpoint(offload=True), compiled=False)
+    assert isinstance(model.saved_activations, ActivationOffload)
+    model.saved_activations.window_bytes = 2**12  # a few tensors
+    loss, gradients = learned(model, batch, None, **training)
+    assert loss == plain[0]
+    for name, gradient in plain[1].items():
+        assert gradients[name].equal(gradient), name
 
 
 def by_hand(
