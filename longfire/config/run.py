@@ -28,6 +28,7 @@ from longfire.config.transformers_config import TransformersConfig
 from longfire.errors import SettingsError
 from longfire.huggingface.families import ignored_line
 from longfire.huggingface.hub_models import CONFIG_FILE, config_folder, model_folder
+from longfire.listing import exists, is_file
 from longfire.parallel.plan import resolve_degrees
 from longfire.regular_files import read_regular
 
@@ -138,7 +139,7 @@ class Run(RunSettings):
         name data.folder. Stores that are in the working folder already are used there."""
         folder = launch.data_folder()
         name = self.data.folder
-        if folder is None or Path(name).exists():
+        if folder is None or exists(Path(name)):
             return self
         logger.info(f"DATA_DIR = {str(folder)!r}: token stores are kept in {folder / name}")
         return replace(self, data=replace(self.data, folder=str(folder / name)))
@@ -231,7 +232,7 @@ class Run(RunSettings):
         formats = self.data.record_format
         if formats and set(formats) <= set(WITH_OWN_ENDS):
             return self
-        if self.resumes and (self.folder / RUN_TOML).is_file():
+        if self.resumes and is_file(self.folder / RUN_TOML):
             add_bos = recorded_tokenizer(self.folder).add_bos
             return replace(self, tokenizer=replace(self.tokenizer, add_bos=add_bos))
         from longfire.data.tokenizer import find_tokenizer  # brings the tokenizers
@@ -262,11 +263,11 @@ class Run(RunSettings):
 
     def tokenizer_beside_weights(self) -> Beside | None:
         """The tokenizer of the weights that the run starts with (`with_tokenizer`)."""
-        if self.resumes and (self.folder / RUN_TOML).is_file():
+        if self.resumes and is_file(self.folder / RUN_TOML):
             recorded = recorded_tokenizer(self.folder)
             path = Path(recorded.path)
-            is_gone = path.is_absolute() and not path.exists()
-            is_own = not path.is_absolute() and (self.folder / path).exists()  # of an imported run
+            is_gone = path.is_absolute() and not exists(path)
+            is_own = not path.is_absolute() and exists(self.folder / path)  # of an imported run
             if is_gone or is_own or recorded.path == "train":
                 return tokenizer_of_run(self.folder)
             return recorded
@@ -288,7 +289,7 @@ class Run(RunSettings):
         needs code that the caller has not named: reading a folder executes nothing that is in it or
         that it points to.
         """
-        if not (folder / RUN_TOML).exists():
+        if not exists(folder / RUN_TOML):
             raise SettingsError(
                 f"{folder} is no run folder: it has no {RUN_TOML}; name the job.dump_folder of a "
                 "run"

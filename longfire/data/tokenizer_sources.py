@@ -25,6 +25,7 @@ from longfire.data.tokenizer_files import (
     read_carried,
 )
 from longfire.errors import DataError, first_line
+from longfire.listing import is_file, is_folder
 from longfire.regular_files import read_regular
 
 BOS = "<bos>"  # in the tokenizers that longfire makes
@@ -57,9 +58,9 @@ class Found(NamedTuple):
 def find(name: str) -> Found:
     """The tokenizer of a file, a folder or a name on the hub. Raises DataError."""
     path = Path(name).expanduser()
-    if path.is_dir():
+    if is_folder(path):
         return in_folder(path)
-    if path.is_file():
+    if is_file(path):
         return in_file(path)
     if name.startswith((".", "/", "~")) or name.endswith((".json", ".model")):
         raise DataError(f"tokenizer.path = {name!r}: no such file or folder")
@@ -69,10 +70,10 @@ def find(name: str) -> Found:
 def in_folder(folder: Path) -> Found:
     """A tokenizer.json and the names beside it, else a SentencePiece model; files of other kinds
     through transformers. Raises DataError."""
-    if (folder / "tokenizer.json").is_file():
+    if is_file(folder / "tokenizer.json"):
         return in_file(folder / "tokenizer.json")
     model_file = folder / MODEL_FILE
-    if model_file.is_file() and is_sentencepiece(read_regular(model_file)):
+    if is_file(model_file) and is_sentencepiece(read_regular(model_file)):
         return in_sentencepiece_file(model_file)
     failure = (
         f"{folder}: no tokenizer.json and no SentencePiece {MODEL_FILE} in this folder, and "
@@ -154,7 +155,7 @@ def names_of_ends(folder: Path, backend: Backend) -> tuple[str, str]:
     names it has."""
     for name in (CONFIG, "special_tokens_map.json"):
         file = folder / name
-        if file.is_file():
+        if is_file(file):
             config = json_of(file)
             return named_token(config, "bos_token", file), named_token(config, "eos_token", file)
     special = set()
@@ -213,7 +214,7 @@ def on_hub(name: str) -> Found:
     try:
         return by_transformers(name, failure, offline)
     except DataError:
-        if folder is None or not (folder / "tokenizer.json").is_file():
+        if folder is None or not is_file(folder / "tokenizer.json"):
             raise
         return in_folder(folder)  # a cache without what transformers asks for besides
 
@@ -234,7 +235,7 @@ def snapshot_folder(name: str, offline: bool) -> Path | None:
 
 def has_sentencepiece_only(folder: Path) -> bool:
     """Whether a folder has a SentencePiece model and no tokenizer.json."""
-    return (folder / MODEL_FILE).is_file() and not (folder / "tokenizer.json").is_file()
+    return is_file(folder / MODEL_FILE) and not is_file(folder / "tokenizer.json")
 
 
 def by_transformers(name: str, failure: str, offline: bool) -> Found:
@@ -251,7 +252,7 @@ def by_transformers(name: str, failure: str, offline: bool) -> Found:
             f"{failure} ({reason_of(error)}); name a tokenizer.json, a SentencePiece "
             f"{MODEL_FILE}, or a folder that holds one"
         ) from error
-    if Path(name).is_dir():
+    if is_folder(Path(name)):
         carried = read_carried(Path(name))
     else:
         carried = CarriedFiles(files=template_files(loaded.chat_template))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from longfire.errors import SettingsError, first_line
 from longfire.huggingface.checksums import SUMS
-from longfire.listing import paths_in
+from longfire.listing import exists, is_file, is_folder, paths_in
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +38,10 @@ def model_folder(name: str, setting: str = "") -> Path:
     it is neither.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if is_folder(folder):
         return folder
     named = named_by(name, setting)
-    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if exists(folder) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise SettingsError(
             f"{named}: no such folder; name one that holds config.json and weights, or a model of "
             "the hub"
@@ -58,7 +58,7 @@ def config_folder(name: str, setting: str = "", hint: str = "") -> Path:
     may be meant, as the end of the message. Raises SettingsError when it cannot be had."""
     logger.info(f"{named_by(name, setting)} is no file here: fetching its config from the hub")
     folder = snapshot(name, [CONFIG_FILE], setting, hint)
-    if not (folder / CONFIG_FILE).is_file():
+    if not is_file(folder / CONFIG_FILE):
         raise SettingsError(
             f"{named_by(name, setting)}: this repository of the hub has no {CONFIG_FILE}{hint}"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from longfire.errors import CheckpointError
+from longfire.listing import exists
 from longfire.own_files import json_of
 from longfire.plural import counted
 from longfire.regular_files import open_regular, open_without_link
@@ -39,7 +40,7 @@ class RecordFile:
         self.has_evaluation = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists():
+            if exists(path):
                 self.cut(start_step)
             self.file = open_without_link(path, "a+b")
         except OSError as error:

@@ -31,6 +31,7 @@ from longfire.errors import DataError, SettingsError
 from longfire.huggingface import transformers_files
 from longfire.huggingface.checksums import check_checksums
 from longfire.huggingface.load import model_config_in, read_weights
+from longfire.listing import exists
 from longfire.mlps.auxiliary import kept_buffers
 from longfire.model import on_meta
 from longfire.own_files import read_note
@@ -127,7 +128,7 @@ def keep_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
     folder = run.tokenizer_folder
     if (
         run.has_checkpoints
-        and folder.exists()
+        and exists(folder)
         and from_folder(folder).fingerprint != tokenizer.fingerprint
     ):
         raise SettingsError(
@@ -150,7 +151,7 @@ def keep_sources(run: Run, prepared: Prepared) -> None:
         if store.complete and store.train.has_mask:
             loss_share[name] = store.train.loss_share
     there = here
-    if run.has_checkpoints and file.exists():
+    if run.has_checkpoints and exists(file):
         noted = read_note(file, dict[str, object]) or {}
         noted.pop(LOSS_SHARE, None)
         there = {name: str(store) for name, store in noted.items()} or here

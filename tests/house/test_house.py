@@ -473,13 +473,18 @@ LISTING = ("glob", "rglob", "iterdir", "walk", "scandir", "listdir", "exists", "
 # A checkpoint that is not seen is passed over for an older one; data are left out, or made anew.
 NOTHING_IS_PASSED_OVER = (
     "checkpoint/",
+    "config/run.py",
     "config/run_folder.py",
     "data/cards.py",
     "data/folders.py",
     "data/jobs.py",
     "data/splits.py",
     "data/store_writer.py",
+    "data/tokenizer_sources.py",
+    "huggingface/hub_models.py",
     "huggingface/weight_files.py",
+    "training/records.py",
+    "training/start.py",
     "aside.py",
     "disk.py",
     "own_files.py",
