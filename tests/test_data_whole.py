@@ -19,6 +19,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from longfire.cli import main
 from longfire.config import settings
+from longfire.data.labelled_texts import read_labelled
 from longfire.data.lines import read_lines
 from longfire.data.losses import loses_nothing
 from longfire.data.manifest import checksum, read_manifest
@@ -29,6 +30,7 @@ from longfire.data.tokenizer import bytes_tokenizer, from_folder
 from longfire.data.tokens import TokenStore
 from longfire.errors import DataError
 from longfire.generation.prompts import read_prompts
+from longfire.images.parquet import ImageParquet
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +145,27 @@ def test_an_arrow_file_whose_places_lie_outside_of_it(tmp_path):
             writer.write_batch(batch)
         with pytest.raises(DataError, match=f"{name}.arrow"):
             texts(file)
+
+
+@pytest.mark.parametrize("suffix", [".arrow", ".parquet"])
+def test_names_of_columns_that_are_not_utf_8(tmp_path, suffix):
+    """A flipped bit makes one: pyarrow has no error of its own for it."""
+    table = pa.table({"text": ["a", "b"], "kind": ["c", "d"]})
+    whole = tmp_path / f"whole{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(table, whole, store_schema=False)
+    else:
+        with pa.OSFile(str(whole), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    file = tmp_path / f"flipped{suffix}"
+    file.write_bytes(whole.read_bytes().replace(b"kind", b"\xf4ind"))
+    with pytest.raises(DataError, match=f"flipped{suffix}.*broken"):
+        texts(file)
+    if suffix == ".parquet":
+        with pytest.raises(DataError, match="flipped.*cannot be read"):
+            read_labelled(str(file), "a", "text", "text")
+        with pytest.raises(DataError, match="flipped.*no readable parquet file"):
+            ImageParquet([file], tmp_path, "a", "text", "text")
 
 
 def test_an_arrow_stream_without_its_end_or_with_more_behind_it(tmp_path):

@@ -32,6 +32,8 @@ FORMATS: LazyTable[Reader] = LazyTable(
         **dict.fromkeys((".txt", ".text", ".md", ".rst", ".tex", ".py"), TEXT),
     }
 )
+# Errors of a broken file, whatever its format. Names of columns are decoded by pyarrow.
+BROKEN = (pa.ArrowException, UnicodeDecodeError, *ERRORS)
 TABLE_FORMATS = (".parquet", ".arrow")  # have their own compression
 TEXT_FORMATS = tuple(suffix for suffix, place in FORMATS.places.items() if place == TEXT)
 
@@ -63,7 +65,7 @@ def read(
         for record in records:
             last = record.row
             yield record
-    except (pa.ArrowException, *ERRORS) as error:
+    except BROKEN as error:
         reason = f"{type(error).__name__}: {error}"
         raise DataError(
             f"{file}: broken after row {last} ({reason}); replace or remove the file"

@@ -7,12 +7,11 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longfire.data.compressed import ERRORS, open_file
+from longfire.data.compressed import open_file
 from longfire.data.file_checks import check_inside, check_pointers
-from longfire.data.formats import format_of
+from longfire.data.formats import BROKEN, format_of
 from longfire.data.json_files import load_json
 from longfire.data.lines import decode, lines_of
 from longfire.data.tokenizer import Tokenizer
@@ -87,7 +86,7 @@ def records_of(file: Path, fields: tuple[str, str]) -> Iterator[dict[str, object
             yield from records_of_parquet(file, fields)
         else:
             yield from records_of_lines(file, fields)
-    except (pa.ArrowException, *ERRORS) as error:
+    except BROKEN as error:
         raise DataError(f"{file}: cannot be read: {type(error).__name__}: {error}") from error
 
 

@@ -2,6 +2,8 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import TypedDict
@@ -10,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from longfire.data.formats import BROKEN
 from longfire.errors import DataError
 from longfire.own_files import json_of, of_type
 
@@ -64,7 +67,10 @@ class ImageParquet:
 
     def content(self, number: int) -> bytes:
         group = int(self.firsts.searchsorted(number, "right")) - 1
-        value = self.column(group)[number - int(self.firsts[group])].as_py()
+        try:
+            value = self.column(group)[number - int(self.firsts[group])].as_py()
+        except UnicodeDecodeError as error:  # of a path beside the bytes
+            raise DataError(f"{self.where(number)}: {self.image_field}: {error}") from error
         if isinstance(value, dict):
             value = value.get("bytes")
         if not isinstance(value, bytes):
@@ -101,11 +107,14 @@ class ImageParquet:
         return digest.hexdigest()
 
 
-def opened(file: Path) -> pq.ParquetFile:
-    """A parquet file. Raises DataError."""
+@contextmanager
+def opened(file: Path) -> Iterator[pq.ParquetFile]:
+    """A parquet file, closed at the end. Raises DataError where it, or what is read inside, is
+    broken."""
     try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
+        with pq.ParquetFile(file) as parquet:
+            yield parquet
+    except BROKEN as error:
         raise DataError(f"{file}: no readable parquet file: {error}") from error
 
 
