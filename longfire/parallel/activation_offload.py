@@ -10,6 +10,7 @@ Nothing on the host waits: the stream of the computation waits for events of the
 """
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,17 +62,18 @@ class Window:
     them in this order."""
 
     def __init__(self) -> None:
-        self.by_forward: dict[SavedByForward, dict[InTransit, None]] = {}
+        # An OrderedDict finds its oldest key at once, a dict passes all that were removed before.
+        self.by_forward: dict[SavedByForward, OrderedDict[InTransit, None]] = {}
         self.bytes = 0
 
     def add(self, transit: InTransit) -> None:
-        self.by_forward.setdefault(transit.forward, {})[transit] = None
+        self.by_forward.setdefault(transit.forward, OrderedDict())[transit] = None
         self.bytes += transit.on_device.nbytes
 
     def remove(self, transit: InTransit) -> None:
         """Wait for its copy and count it no more, if it is in this window."""
-        of_forward = self.by_forward.get(transit.forward, {})
-        if transit not in of_forward:
+        of_forward = self.by_forward.get(transit.forward)
+        if of_forward is None or transit not in of_forward:
             return
         transit.wait()
         del of_forward[transit]
@@ -87,8 +89,11 @@ class Window:
     def shrink(self, limit_bytes: int) -> None:
         """Release the oldest ones until no more than limit_bytes are in transit."""
         while self.bytes > limit_bytes:
-            oldest_forward = next(iter(self.by_forward.values()))
-            self.release(next(iter(oldest_forward)))
+            self.release(self.oldest_of(next(iter(self.by_forward))))
+
+    def oldest_of(self, forward: "SavedByForward") -> InTransit:
+        """The oldest tensor of a forward that has any in this window."""
+        return next(iter(self.by_forward[forward]))
 
     def release_copied(self, but_of: "SavedByForward") -> None:
         """Release those of other forwards whose copies are done. (Those of this one are needed
@@ -96,10 +101,9 @@ class Window:
         for forward in list(self.by_forward):
             if forward is but_of:
                 continue
-            for transit in list(self.by_forward[forward]):
-                if not transit.is_copied():
-                    break  # later ones are not either
-                self.release(transit)
+            # Where the oldest one's copy is not done, later ones are not either.
+            while forward in self.by_forward and self.oldest_of(forward).is_copied():
+                self.release(self.oldest_of(forward))
 
     def remove_unneeded(self) -> None:
         """Those that no backward will ask for: their graph is gone."""
